@@ -1,0 +1,94 @@
+"""What can go wrong, as a tree. An edge turns a class into an exit status.
+
+GuestctlError
+├── UsageError        the call makes no sense               exit 2
+├── HostLacks         the host has not got what is needed   exit 3
+├── ImageError        an image cannot be built or loaded
+├── ArchiveError      an archive is broken or hostile
+├── TreeError         a virtfs tree is broken or hostile
+├── ShareError        a share cannot be used as asked
+├── PoolError         a pool cannot be made, found or leased
+├── ProtocolError     the peer broke the agent protocol
+├── RequestFailed     the agent refused a request
+├── GuestLost         the guest died or fell silent         exit 125 of run
+└── CommandFailed     a command ended with a status but 0
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArchiveError",
+    "CommandFailed",
+    "GuestLost",
+    "GuestctlError",
+    "HostLacks",
+    "ImageError",
+    "PoolError",
+    "ProtocolError",
+    "RequestFailed",
+    "ShareError",
+    "TreeError",
+    "UsageError",
+]
+
+
+class GuestctlError(Exception):
+    """Base of all errors: one line that says what went wrong, and perhaps a hint how to mend it."""
+
+    exit_status = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(GuestctlError):
+    exit_status = 2
+
+
+class HostLacks(GuestctlError):
+    exit_status = 3
+
+
+class ImageError(GuestctlError):
+    pass
+
+
+class ArchiveError(GuestctlError):
+    pass
+
+
+class TreeError(GuestctlError):
+    pass
+
+
+class ShareError(GuestctlError):
+    pass
+
+
+class PoolError(GuestctlError):
+    pass
+
+
+class ProtocolError(GuestctlError):
+    pass
+
+
+class RequestFailed(GuestctlError):
+    """The agent answered a request with an errno."""
+
+    def __init__(self, message: str, *, errno: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno
+
+
+class GuestLost(GuestctlError):
+    """The guest is gone, or does not answer: nothing is known of what it was doing."""
+
+    def __init__(self, message: str, *, console: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.console = console
+
+
+class CommandFailed(GuestctlError):
+    """A command in the guest ended with a status that is not 0."""

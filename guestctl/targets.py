@@ -1,0 +1,73 @@
+"""What QEMU must know of each target: one row a target, and no `if arch ==` anywhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from guestctl.errors import UsageError
+
+__all__ = ["TARGETS", "Target", "target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One architecture on one board.
+
+    `cpus_kvm` are CPU models to try under KVM, best first; empty where the host can never
+    accelerate this target. `memory` and `memory_max` are in MiB.
+    """
+
+    arch: str
+    machine: str  # what `uname -m` says in the guest
+    qemu: str  # the QEMU program
+    qemu_package: str  # the Debian package that holds it
+    board: str
+    cpu: str  # the CPU model under TCG
+    console: str
+    memory: int
+    memory_max: int
+    cpus_kvm: tuple[str, ...] = ()
+    elf_machine: int = 0  # e_machine of its programs
+    elf_class: int = 32
+
+
+_ROWS = (
+    Target(
+        arch="armv5l",
+        machine="armv5tejl",
+        qemu="qemu-system-arm",
+        qemu_package="qemu-system-arm",
+        board="versatilepb",
+        cpu="arm926",
+        console="ttyAMA0",
+        memory=256,
+        memory_max=256,
+        elf_machine=40,
+        elf_class=32,
+    ),
+    Target(
+        arch="x86_64",
+        machine="x86_64",
+        qemu="qemu-system-x86_64",
+        qemu_package="qemu-system-x86",
+        board="q35",
+        cpu="qemu64",
+        console="ttyS0",
+        memory=512,
+        memory_max=16384,
+        cpus_kvm=("host", "host,-arch-capabilities", "EPYC", "kvm64"),
+        elf_machine=62,
+        elf_class=64,
+    ),
+)
+
+TARGETS: dict[str, Target] = {row.arch: row for row in _ROWS}
+
+
+def target(arch: str) -> Target:
+    """Returns the row of `arch`; raises UsageError with the names of those there are."""
+    try:
+        return TARGETS[arch]
+    except KeyError:
+        known = ", ".join(sorted(TARGETS))
+        raise UsageError(f"unknown architecture {arch!r}", hint=f"known are {known}") from None
