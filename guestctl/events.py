@@ -1,0 +1,109 @@
+"""What an agent says, as values: one class for each thing that `session.feed` can report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from guestctl.spec import Usage
+
+__all__ = [
+    "Credited",
+    "Ended",
+    "Event",
+    "Exited",
+    "Logged",
+    "NotStarted",
+    "Opened",
+    "Output",
+    "Ponged",
+    "Replied",
+    "Started",
+    "StreamReset",
+    "Welcomed",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Welcomed(Event):
+    agent: str
+    boot_id: str
+    machine: str
+    jobs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Started(Event):
+    job: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotStarted(Event):
+    job: int
+    errno: int
+    stage: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output(Event):
+    stream: int
+    channel: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Event):
+    """A channel will carry nothing more."""
+
+    stream: int
+    channel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Credited(Event):
+    stream: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited(Event):
+    job: int
+    signalled: bool
+    value: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Replied(Event):
+    request: int
+    errno: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Event):
+    stream: int
+    service: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReset(Event):
+    stream: int
+    errno: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ponged(Event):
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Logged(Event):
+    text: str

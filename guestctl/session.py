@@ -1,0 +1,312 @@
+"""The host's side of one session with an agent, as a state machine without I/O.
+
+`feed(bytes)` gives events, the other methods give bytes to send. What the agent does wrong raises
+ProtocolError; what the caller does wrong raises RuntimeError. docs/protocol.md has the rules.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from guestctl import wire
+from guestctl.errors import ProtocolError
+from guestctl.events import (
+    Credited,
+    Ended,
+    Event,
+    Exited,
+    Logged,
+    NotStarted,
+    Opened,
+    Output,
+    Ponged,
+    Replied,
+    Started,
+    StreamReset,
+    Welcomed,
+)
+from guestctl.spec import Command, Usage
+from guestctl.wire import Channel, Op, Tag, Type, encode
+
+__all__ = ["STAGE_EXEC", "Session"]
+
+_EXIT = struct.Struct("<HHI8Q")
+_STAGES = {
+    1: "its description",
+    2: "resource limits",
+    3: "namespaces",
+    4: "the root directory",
+    5: "the working directory",
+    6: "user and group",
+    7: "exec",
+    8: "resources of the guest",
+}
+STAGE_EXEC = 7
+SERVICE_BIT = 0x80000000
+
+
+@dataclass(slots=True)
+class _Stream:
+    """Credit and open channels of one job or service stream."""
+
+    state: str
+    send_credit: int = wire.CREDIT_WINDOW
+    may_receive: dict[int, int] = field(default_factory=dict)
+    stdin_open: bool = True
+
+
+# Which frame the agent may send for a job in which state, and what state follows.
+_TRANSITIONS = {
+    ("described", Type.STARTED): "running",
+    ("described", Type.FAILED): "gone",
+    ("running", Type.DATA): "running",
+    ("running", Type.EOF): "running",
+    ("running", Type.CREDIT): "running",
+    ("running", Type.EXIT): "gone",
+    ("service", Type.DATA): "service",
+    ("service", Type.EOF): "service",
+    ("service", Type.CREDIT): "service",
+    ("service", Type.RESET): "gone",
+}
+
+
+class Session:
+    """One session. `nonce` is 16 random bytes, `orphan` the time in ms that jobs outlive it."""
+
+    def __init__(self, nonce: bytes, orphan: int = 0) -> None:
+        if len(nonce) != 16:
+            raise RuntimeError("a nonce has 16 bytes")
+        self._nonce = nonce
+        self._orphan = orphan
+        self._decoder = wire.Decoder(nonce)
+        self._streams: dict[int, _Stream] = {}
+        self._requests: set[int] = set()
+        self._next_id = 1
+        self._welcomed = False
+
+    # --- to the guest -----------------------------------------------------------------------
+
+    def hello(self) -> bytes:
+        """What a session begins with."""
+        payload = struct.pack("<HHI", wire.VERSION, 0, self._orphan) + self._nonce
+        return wire.FILLER + encode(Type.HELLO, payload=payload)
+
+    def start(self, command: Command) -> tuple[int, bytes]:
+        """The id of a new job, and the bytes that start it."""
+        records = wire.command_records(command)
+        job = self._take_id()
+        self._streams[job] = _Stream(
+            "described", may_receive={1: wire.CREDIT_WINDOW, 2: wire.CREDIT_WINDOW}
+        )
+        pieces = [
+            encode(Type.SPEC, job, payload=records[at : at + wire.PAYLOAD_MAX])
+            for at in range(0, len(records), wire.PAYLOAD_MAX)
+        ]
+        return job, b"".join(pieces) + encode(Type.EXEC, job)
+
+    def room(self, stream: int) -> int:
+        """How many bytes of stdin (or to a service stream) may be sent now."""
+        known = self._streams.get(stream)
+        return known.send_credit if known and known.stdin_open else 0
+
+    def send(self, stream: int, data: bytes) -> bytes:
+        """Stdin for a job, within `room`; nothing for a stream that has ended."""
+        known = self._streams.get(stream)
+        if known is None or not data:
+            return b""
+        if len(data) > known.send_credit or not known.stdin_open:
+            raise RuntimeError("more stdin than there is room for")
+        known.send_credit -= len(data)
+        return b"".join(
+            encode(Type.DATA, stream, Channel.STDIN, data[at : at + wire.PAYLOAD_MAX])
+            for at in range(0, len(data), wire.PAYLOAD_MAX)
+        )
+
+    def send_eof(self, stream: int) -> bytes:
+        """The end of stdin; a second one is nothing."""
+        known = self._streams.get(stream)
+        if known is None or not known.stdin_open:
+            return b""
+        known.stdin_open = False
+        self._close_service(stream, known)
+        return encode(Type.EOF, stream, Channel.STDIN)
+
+    def consumed(self, stream: int, channel: int, count: int) -> bytes:
+        """Credit for output that has been taken."""
+        known = self._streams.get(stream)
+        if known is None or not count or channel not in known.may_receive:
+            return b""
+        known.may_receive[channel] += count
+        return encode(Type.CREDIT, stream, channel, struct.pack("<I", count))
+
+    def signal(self, job: int, number: int) -> bytes:
+        return encode(Type.SIGNAL, job, payload=struct.pack("<I", number))
+
+    def kill(self, job: int) -> bytes:
+        return encode(Type.KILL, job)
+
+    def request(self, op: Op, records: Iterable[tuple[int, bytes]] = ()) -> tuple[int, bytes]:
+        """The id of a new request, and its bytes."""
+        payload = struct.pack("<HH", op, 0) + wire.pack_records(records)
+        request = self._take_id()
+        self._requests.add(request)
+        return request, encode(Type.REQUEST, request, payload=payload)
+
+    def ping(self, token: int) -> bytes:
+        return encode(Type.PING, payload=struct.pack("<Q", token))
+
+    def accept(self, stream: int) -> bytes:
+        """Accepts a service stream that the guest has opened."""
+        return encode(Type.CREDIT, stream, 0, struct.pack("<I", 0))
+
+    def refuse(self, stream: int, errno: int, text: str) -> bytes:
+        """Refuses or breaks off a service stream."""
+        self._streams.pop(stream, None)
+        return encode(Type.RESET, stream, payload=struct.pack("<I", errno) + text.encode())
+
+    # --- from the guest ---------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events in `data`."""
+        return [event for frame in self._decoder.feed(data) for event in self._event(frame)]
+
+    def _event(self, frame: wire.Frame) -> Iterable[Event]:
+        if not self._welcomed and frame.type != Type.WELCOME:
+            raise ProtocolError(f"a frame of type {frame.type:#x} came before the welcome")
+        handler = _HANDLERS.get(frame.type)
+        if handler is None:
+            raise ProtocolError(f"a frame of type {frame.type:#x} is not the guest's to send")
+        try:
+            return list(handler(self, frame))
+        except struct.error:
+            raise ProtocolError(f"a frame of type {frame.type:#x} is too short") from None
+
+    def _advance(self, frame: wire.Frame) -> _Stream:
+        """Moves the frame's stream on, or raises where the frame has no place."""
+        stream = self._streams.get(frame.id)
+        if stream is None:
+            raise ProtocolError(f"a frame of type {frame.type:#x} for {frame.id}, unknown")
+        after = _TRANSITIONS.get((stream.state, Type(frame.type)))
+        if after is None:
+            raise ProtocolError(f"a frame of type {frame.type:#x} for a job {stream.state}")
+        stream.state = after
+        if after == "gone":
+            del self._streams[frame.id]
+        return stream
+
+    def _welcome(self, frame: wire.Frame) -> Iterable[Event]:
+        (version,) = struct.unpack_from("<16xH", frame.payload)
+        if self._welcomed:
+            raise ProtocolError("a second welcome")
+        if version != wire.VERSION:
+            raise ProtocolError(
+                f"the agent speaks version {version}, not {wire.VERSION}",
+                hint="build the image anew: guestctl image build ARCH",
+            )
+        self._welcomed = True
+        records = list(wire.unpack_records(frame.payload[20:]))
+        texts = {tag: value.decode("ascii", "replace") for tag, value in records}
+        jobs = tuple(int.from_bytes(value, "little") for tag, value in records if tag == Tag.JOB)
+        # An orphan's id must not be given to another job.
+        self._next_id = max((job + 1 for job in jobs), default=self._next_id)
+        yield Welcomed(
+            texts.get(Tag.AGENT, ""), texts.get(Tag.BOOT_ID, ""), texts.get(Tag.MACHINE, ""), jobs
+        )
+
+    def _started(self, frame: wire.Frame) -> Iterable[Event]:
+        self._advance(frame)
+        yield Started(frame.id, *struct.unpack("<I", frame.payload))
+
+    def _failed(self, frame: wire.Frame) -> Iterable[Event]:
+        self._advance(frame)
+        code, stage, _zero = struct.unpack_from("<IHH", frame.payload)
+        text = frame.payload[8:].decode(errors="replace")
+        yield NotStarted(frame.id, code, stage, f"{_STAGES.get(stage, 'start')}: {text}")
+
+    def _data(self, frame: wire.Frame) -> Iterable[Event]:
+        stream = self._advance(frame)
+        left = stream.may_receive.get(frame.channel)
+        if left is None or len(frame.payload) > left:
+            raise ProtocolError(f"output on channel {frame.channel} beyond its credit or end")
+        stream.may_receive[frame.channel] = left - len(frame.payload)
+        yield Output(frame.id, frame.channel, frame.payload)
+
+    def _eof(self, frame: wire.Frame) -> Iterable[Event]:
+        stream = self._advance(frame)
+        if stream.may_receive.pop(frame.channel, None) is None:
+            raise ProtocolError(f"a second end of channel {frame.channel}")
+        self._close_service(frame.id, stream)
+        yield Ended(frame.id, frame.channel)
+
+    def _credit(self, frame: wire.Frame) -> Iterable[Event]:
+        stream = self._advance(frame)
+        (count,) = struct.unpack("<I", frame.payload)
+        stream.send_credit += count
+        if stream.send_credit > wire.CREDIT_WINDOW:
+            raise ProtocolError("more credit than was used")
+        yield Credited(frame.id, count)
+
+    def _exit(self, frame: wire.Frame) -> Iterable[Event]:
+        stream = self._advance(frame)
+        if stream.may_receive:
+            raise ProtocolError("an exit before the end of its output")
+        kind, _zero, value, *numbers = _EXIT.unpack(frame.payload)
+        if kind > 1:
+            raise ProtocolError(f"an exit of unknown kind {kind}")
+        micro = [number / 1e6 for number in numbers[:3]]
+        yield Exited(frame.id, kind == 1, value, Usage(*micro, *numbers[3:]))
+
+    def _reply(self, frame: wire.Frame) -> Iterable[Event]:
+        if frame.id not in self._requests:
+            raise ProtocolError(f"a reply to request {frame.id}, which is not waiting")
+        self._requests.remove(frame.id)
+        (code,) = struct.unpack_from("<I", frame.payload)
+        texts = dict(wire.unpack_records(frame.payload[4:]))
+        yield Replied(frame.id, code, texts.get(Tag.TEXT, b"").decode(errors="replace"))
+
+    def _open(self, frame: wire.Frame) -> Iterable[Event]:
+        if frame.id < SERVICE_BIT or frame.id in self._streams:
+            raise ProtocolError(f"a service stream with id {frame.id:#x}")
+        self._streams[frame.id] = _Stream("service", may_receive={0: wire.CREDIT_WINDOW})
+        yield Opened(frame.id, frame.payload)
+
+    def _reset(self, frame: wire.Frame) -> Iterable[Event]:
+        self._advance(frame)
+        (code,) = struct.unpack_from("<I", frame.payload)
+        yield StreamReset(frame.id, code, frame.payload[4:].decode(errors="replace"))
+
+    def _pong(self, frame: wire.Frame) -> Iterable[Event]:
+        yield Ponged(*struct.unpack("<Q", frame.payload))
+
+    def _log(self, frame: wire.Frame) -> Iterable[Event]:
+        yield Logged(frame.payload.decode(errors="backslashreplace"))
+
+    def _close_service(self, id_: int, stream: _Stream) -> None:
+        """A service stream is over once both ends have closed; a job waits for its EXIT."""
+        if stream.state == "service" and not stream.may_receive and not stream.stdin_open:
+            self._streams.pop(id_, None)
+
+    def _take_id(self) -> int:
+        taken = self._next_id
+        self._next_id = taken + 1 if taken < SERVICE_BIT - 1 else 1
+        while self._next_id in self._streams or self._next_id in self._requests:
+            self._next_id += 1
+        return taken
+
+
+_HANDLERS = {
+    Type.WELCOME: Session._welcome,
+    Type.STARTED: Session._started,
+    Type.FAILED: Session._failed,
+    Type.DATA: Session._data,
+    Type.EOF: Session._eof,
+    Type.CREDIT: Session._credit,
+    Type.EXIT: Session._exit,
+    Type.REPLY: Session._reply,
+    Type.OPEN: Session._open,
+    Type.RESET: Session._reset,
+    Type.PONG: Session._pong,
+    Type.LOG: Session._log,
+}
