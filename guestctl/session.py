@@ -7,7 +7,7 @@ ProtocolError; what the caller does wrong raises RuntimeError. docs/protocol.md 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from guestctl import wire
@@ -296,7 +296,7 @@ class Session:
         return taken
 
 
-_HANDLERS = {
+_HANDLERS: dict[int, Callable[[Session, wire.Frame], Iterable[Event]]] = {
     Type.WELCOME: Session._welcome,
     Type.STARTED: Session._started,
     Type.FAILED: Session._failed,

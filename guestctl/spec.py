@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from guestctl.errors import CommandFailed
 
-__all__ = ["Command", "Outcome", "Result", "Usage"]
+__all__ = ["Command", "GuestSpec", "Outcome", "Result", "Usage"]
 
 Outcome = Literal["exited", "signalled", "timeout", "lost", "error"]
 
@@ -94,6 +94,32 @@ class Result:
             del facts[name]
         facts["argv"] = [arg.decode(errors="surrogateescape") for arg in self.argv]
         return {"version": 1, **facts}
+
+
+@dataclass(frozen=True)
+class GuestSpec:
+    """All that a supervisor must know of its guest. Sizes in MiB, times in seconds."""
+
+    arch: str
+    name: str
+    hostname: str
+    kernel: str
+    initramfs: str
+    root: str
+    dtb: str | None
+    work: str
+    base: str
+    scratch_folder: str
+    memory: int
+    accelerator: str
+    cpu: str
+    namespaces: bool
+    unconfined_reason: str = ""
+    security_model: str = "mapped-file"
+    network: bool = False
+    scratch: int = 16384
+    swap: int = 1024
+    boot_timeout: float = 120.0
 
 
 def status_of_errno(code: int) -> int:

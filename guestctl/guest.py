@@ -1,0 +1,233 @@
+"""A guest that the caller has leased: run commands in it, mount its share, give it back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from guestctl.agent import Agent
+from guestctl.errors import GuestLost, RequestFailed, ShareError
+from guestctl.process import Process, Sink
+from guestctl.rundir import GuestDir, connected_socket, write_json
+from guestctl.share import Share
+from guestctl.spec import Command, Result
+from guestctl.wire import Op, Tag
+
+__all__ = ["MOUNT_OPTIONS", "Guest"]
+
+# docs/virtfs-format.md says why these.
+MOUNT_OPTIONS = b"version=9p2000.L,msize=131072,access=client,cache=mmap"
+
+WORK = "/work"
+PATH = "/usr/lib/guestctl/static:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# In a sysroot its own tools come first; /tools lends what it lacks.
+PATH_IN_ROOT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/tools/bin"
+_MEMORY_PER_JOB = 80
+
+Text = str | bytes
+
+
+class Guest:
+    """Made by `Pool.lease`. A context manager: leaving it gives the guest back.
+
+    `work` is its share; `jobs` is a good number for `make -j`.
+    """
+
+    def __init__(self, folder: GuestDir, lease: int, agent: Agent) -> None:
+        spec = folder.spec()
+        self.name = folder.name
+        self.arch = str(spec["arch"])
+        self.work = Share(folder.path / spec["work"], self.name)
+        self.base = Share(folder.path / spec["base"], self.name)
+        # An emulated target has one processor here, whatever its memory would allow.
+        self.jobs = 1 if spec["accelerator"] == "tcg" else max(1, spec["memory"] // _MEMORY_PER_JOB)
+        self._folder = folder
+        self._lease: int | None = lease
+        self._agent = agent
+
+    @classmethod
+    def attach(cls, folder: GuestDir, lease: int, *, timeout: float = 30.0) -> Guest | None:
+        """Begins a session with a guest whose lease the caller holds.
+
+        None: commands of an earlier holder still run in it. Raises GuestLost.
+        """
+        try:
+            connection = connected_socket(folder.agent)
+            agent = Agent.connect(connection, timeout=timeout)
+        except (OSError, GuestLost) as error:
+            raise _explain(folder, GuestLost(str(error))) from None
+        if agent.welcome and agent.welcome.jobs:
+            agent.close()
+            return None
+        guest = cls(folder, lease, agent)
+        guest._unmount_leftovers()
+        return guest
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Ends the session and frees the guest for others; a second time does nothing."""
+        if self._lease is None:
+            return
+        self._agent.close()
+        self.work.unlock()
+        self.base.unlock()
+        os.ftruncate(self._lease, 0)
+        os.close(self._lease)
+        self._lease = None
+
+    # --- commands ---------------------------------------------------------------------------
+
+    def start(
+        self,
+        argv: Sequence[Text],
+        *,
+        root: Text | None = None,
+        cwd: Text | None = None,
+        env: Mapping[str, Text] | None = None,
+        user: tuple[int, int] = (0, 0),
+        umask: int = 0o022,
+        limits: Mapping[int, tuple[int, int]] | None = None,
+        stdin: bytes | BinaryIO | int | None = None,
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
+        log: Sink | None = None,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+    ) -> Process:
+        """Starts a command and returns at once.
+
+        `root` and `cwd` are paths in the guest (`cwd` within `root`; default: `/`, or the share
+        while it is mounted and no root is given). The environment is PATH, HOME and LANG, plus `env`.
+        `stdin` is bytes, a binary file, PIPE, or None for nothing. Output goes to `stdout` and
+        `stderr`, to `log` for both, or is captured in the result. `timeout` and `idle_timeout`
+        (since the last output) are in seconds. Raises UsageError, GuestLost.
+        """
+        if cwd is None:
+            cwd = WORK if self.work.mounted and root is None else "/"
+        variables = {
+            "PATH": PATH if root is None else PATH_IN_ROOT,
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+            **(env or {}),
+        }
+        command = Command(
+            argv=tuple(os.fsencode(arg) for arg in argv),
+            env=tuple(
+                os.fsencode(name) + b"=" + os.fsencode(value) for name, value in variables.items()
+            ),
+            cwd=os.fsencode(cwd),
+            root=None if root is None else os.fsencode(root),
+            uid=user[0],
+            gid=user[1],
+            umask=umask,
+            limits=dict(limits or {}),
+        )
+        return Process(
+            self._agent,
+            command,
+            guest=self.name,
+            stdin=stdin,
+            stdout=stdout or log,
+            stderr=stderr or log,
+            timeout=timeout,
+            idle_timeout=idle_timeout,
+            lost=lambda error: _explain(self._folder, error),
+        )
+
+    def run(self, argv: Sequence[Text], **options: Any) -> Result:
+        """Starts a command and waits for its end; takes what `start` takes."""
+        return self.start(argv, **options).wait()
+
+    # --- the share --------------------------------------------------------------------------
+
+    @contextmanager
+    def mounted(self) -> Iterator[None]:
+        """The share is mounted at /work, and out of the host's reach, for as long as this lasts."""
+        self.work.lock()
+        write_json(self._folder.mounts, {"targets": [WORK]})
+        try:
+            self._request(
+                Op.MOUNT,
+                (Tag.TAG, b"work"),
+                (Tag.TARGET, WORK.encode()),
+                (Tag.OPTIONS, MOUNT_OPTIONS),
+            )
+            try:
+                yield
+            finally:
+                self._unmount(WORK)
+        finally:
+            self.work.unlock()
+
+    def _unmount(self, target: str) -> None:
+        try:
+            self._request(Op.UNMOUNT, (Tag.TARGET, target.encode()))
+        except RequestFailed as error:
+            if error.errno == errno.EBUSY:
+                raise ShareError(
+                    f"{target} is still in use in guest {self.name}",
+                    hint="wait for its commands, or cancel them, before leaving mounted()",
+                ) from None
+            raise
+        self._folder.mounts.unlink(missing_ok=True)
+
+    def _unmount_leftovers(self) -> None:
+        """Undoes the mounts of a lease holder that died."""
+        if not self._folder.mounts.exists():
+            return
+        try:
+            self._unmount(WORK)
+        except RequestFailed as error:
+            if error.errno not in (errno.EINVAL, errno.ENOENT):
+                raise
+            self._folder.mounts.unlink(missing_ok=True)
+
+    # --- the rest ---------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Writes what the guest holds in memory to its disks and shares."""
+        self._request(Op.SYNC)
+
+    def ping(self, timeout: float = 10.0) -> float:
+        """The seconds that the agent takes to answer; raises GuestLost."""
+        try:
+            return self._agent.ping(timeout)
+        except GuestLost as error:
+            raise _explain(self._folder, error) from None
+
+    def console_tail(self) -> str:
+        """The last lines of the kernel's console."""
+        return self._folder.console_tail()
+
+    def _request(self, op: Op, *records: tuple[Tag, bytes], timeout: float = 120.0) -> None:
+        try:
+            self._agent.request(op, records, timeout=timeout)
+        except GuestLost as error:
+            raise _explain(self._folder, error) from None
+
+
+def _explain(folder: GuestDir, error: GuestLost) -> GuestLost:
+    """The same loss with what the supervisor knows of it, and the console's tail."""
+    cause = str(error)
+    # The supervisor reaps QEMU a moment after we have seen its socket close.
+    deadline = time.monotonic() + 2.0
+    while time.monotonic() < deadline:
+        state = folder.state()
+        if state.get("state") in ("lost", "stopped", None):
+            cause = state.get("cause") or cause
+            break
+        time.sleep(0.02)
+    return GuestLost(
+        f"guest {folder.name} was lost: {cause}",
+        console=folder.console_tail(),
+        hint="the console's last lines may tell more",
+    )

@@ -1,0 +1,1 @@
+"""QEMU: its command line, its confinement, its accelerators and its monitor."""

@@ -1,0 +1,95 @@
+"""The command line of one QEMU: the fixed device layout that every image and template relies on.
+
+The order and the options of the devices are part of the saved state of a template, so they do
+not change from one guest to another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from guestctl.targets import Target
+
+__all__ = ["DESCRIPTORS", "Machine", "Paths", "qemu_argv"]
+
+# What QEMU inherits, and what it is for.
+DESCRIPTORS = ("agent", "monitor", "console", "scratch")
+
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Files and folders as QEMU sees them, inside its confinement."""
+
+    kernel: str
+    initramfs: str
+    root: str
+    work: str
+    base: str
+    dtb: str | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One guest's hardware. `memory` in MiB; `accelerator` is `tcg` or `kvm`."""
+
+    target: Target
+    paths: Paths
+    memory: int
+    accelerator: str
+    cpu: str
+    security_model: str = "mapped-file"
+    network: bool = False
+    sandbox: bool = True
+
+
+def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
+    """The whole command line; `descriptors` names a file descriptor for each of DESCRIPTORS.
+
+    `agent` and `monitor` are listening unix sockets, `console` is a connected one, `scratch` an
+    open disk image.
+    """
+    target, paths = machine.target, machine.paths
+    kernel_line = f"console={target.console} quiet panic=-1"
+    argv = [target.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    argv += ["-machine", target.board, "-accel", machine.accelerator, "-cpu", machine.cpu]
+    argv += ["-m", str(machine.memory)]
+    argv += ["-kernel", paths.kernel, "-initrd", paths.initramfs, "-append", kernel_line]
+    argv += ["-dtb", paths.dtb] if paths.dtb else []
+    argv += ["-chardev", f"socket,id=console,fd={descriptors['console']}"]
+    argv += ["-serial", "chardev:console"]
+    argv += ["-chardev", f"socket,id=monitor,fd={descriptors['monitor']},server=on,wait=off"]
+    argv += ["-mon", "chardev=monitor,mode=control"]
+    argv += ["-device", "virtio-serial-pci"]
+    argv += ["-chardev", f"socket,id=agent,fd={descriptors['agent']},server=on,wait=off"]
+    argv += ["-device", "virtserialport,chardev=agent,name=org.guestctl.agent"]
+    for tag, path, mode in (("work", paths.work, ""), ("base", paths.base, ",readonly=on")):
+        # A comma in a path is doubled, or QEMU takes it for the next option.
+        escaped = path.replace(",", ",,")
+        argv += [
+            "-fsdev",
+            f"local,id={tag},path={escaped},security_model={machine.security_model}"
+            f",multidevs=remap{mode}",
+            "-device",
+            f"virtio-9p-pci,fsdev={tag},mount_tag={tag}",
+        ]
+    argv += _disk("root", paths.root, ",read-only=on")
+    argv += ["-add-fd", f"fd={descriptors['scratch']},set=1"]
+    argv += _disk("scratch", "/dev/fdset/1", ",cache.no-flush=on")
+    argv += ["-device", "virtio-rng-pci"]
+    if machine.network:
+        argv += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]
+    if machine.sandbox:
+        argv += ["-sandbox", _SANDBOX]
+    return argv
+
+
+def _disk(name: str, path: str, options: str) -> list[str]:
+    escaped = path.replace(",", ",,")
+    return [
+        "-blockdev",
+        f"driver=raw,node-name={name},file.driver=file,file.filename={escaped}{options}",
+        "-device",
+        f"virtio-blk-pci,drive={name},serial={name}",
+    ]

@@ -1,0 +1,152 @@
+"""Starts a QEMU: its scratch disk, its sockets, its confinement."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from guestctl.errors import GuestctlError, HostLacks
+from guestctl.qemu.accel import qemu_program
+from guestctl.qemu.confine import Binding, Confinement, confined_argv
+from guestctl.qemu.machine import Machine, Paths, qemu_argv
+
+__all__ = ["Running", "command_line", "scratch_disk", "spawn"]
+
+_INSIDE = "/guest"
+_INFO_TIMEOUT = 10.0
+# A user's own PATH lacks the sbin directories, and nothing here should depend on it.
+_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+
+@dataclass
+class Running:
+    """A QEMU that has been started. `process` is QEMU, or the bubblewrap that holds it; `pid` is
+    always QEMU's."""
+
+    process: subprocess.Popen[bytes]
+    console: socket.socket
+    pid: int
+
+
+def scratch_disk(folder: Path, mebibytes: int) -> int:
+    """A descriptor of a new sparse ext4 image that has no name, and so leaves nothing behind."""
+    mke2fs = shutil.which("mke2fs", path=_PATH)
+    if mke2fs is None:
+        raise HostLacks("mke2fs is not installed", hint="apt-get install e2fsprogs")
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(handle, mebibytes << 20)
+        done = subprocess.run(
+            # No journal: the disk never outlives its guest.
+            [
+                mke2fs,
+                *("-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0"),
+                *("-E", "assume_storage_prezeroed=1", f"/proc/self/fd/{handle}"),
+            ],
+            pass_fds=[handle],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            text = done.stderr.decode(errors="replace").strip()
+            raise GuestctlError(f"cannot format the scratch disk: {text}")
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def command_line(
+    machine: Machine, confinement: Confinement, descriptors: dict[str, int], info: int
+) -> list[str]:
+    """The argv that starts `machine`, whose paths are the host's. See `confined_argv` for `info`."""
+    if not confinement.namespaces:
+        return qemu_argv(machine, descriptors)
+    paths = machine.paths
+    bindings = [
+        Binding(paths.kernel, f"{_INSIDE}/kernel"),
+        Binding(paths.initramfs, f"{_INSIDE}/initramfs"),
+        Binding(paths.root, f"{_INSIDE}/root"),
+        Binding(paths.work, f"{_INSIDE}/work", writable=True),
+        Binding(paths.base, f"{_INSIDE}/base"),
+    ]
+    if paths.dtb:
+        bindings.append(Binding(paths.dtb, f"{_INSIDE}/dtb"))
+    if machine.accelerator == "kvm":
+        bindings.append(Binding("/dev/kvm", "/dev/kvm", device=True))
+    inside = {binding.inside.rsplit("/", 1)[1]: binding.inside for binding in bindings}
+    seen = replace(
+        machine,
+        paths=Paths(
+            kernel=inside["kernel"],
+            initramfs=inside["initramfs"],
+            root=inside["root"],
+            work=inside["work"],
+            base=inside["base"],
+            dtb=inside.get("dtb"),
+        ),
+    )
+    return confined_argv(qemu_argv(seen, descriptors), bindings, network=machine.network, info=info)
+
+
+def spawn(
+    machine: Machine,
+    confinement: Confinement,
+    *,
+    agent: socket.socket,
+    monitor: socket.socket,
+    scratch: int,
+    log: int,
+) -> Running:
+    """Starts QEMU; its own messages go to descriptor `log`. Raises HostLacks without a QEMU."""
+    qemu_program(machine.target)
+    ours, theirs = socket.socketpair()
+    descriptors = {
+        "agent": agent.fileno(),
+        "monitor": monitor.fileno(),
+        "console": theirs.fileno(),
+        "scratch": scratch,
+    }
+    read_info, write_info = os.pipe2(os.O_CLOEXEC)
+    argv = command_line(machine, confinement, descriptors, write_info)
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[*sorted(descriptors.values()), write_info],
+            env={"PATH": _PATH, "QEMU_AUDIO_DRV": "none"},
+        )
+        os.close(write_info)
+        write_info = -1
+        pid = _pid_of_confined(read_info) if confinement.namespaces else process.pid
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+        os.close(read_info)
+        if write_info >= 0:
+            os.close(write_info)
+    return Running(process, ours, pid)
+
+
+def _pid_of_confined(info: int) -> int:
+    """What bubblewrap says, or 0 when it ended before it said anything."""
+    text = b""
+    while select.select([info], [], [], _INFO_TIMEOUT)[0] and (data := os.read(info, 4096)):
+        text += data
+    try:
+        return int(json.loads(text)["child-pid"])
+    except (ValueError, KeyError):
+        return 0

@@ -1,0 +1,245 @@
+"""The run directory of a pool: what any process needs to find, lease and attach to its guests.
+
+RUNTIME/pools/NAME/
+    pool.json            what the pool was asked to be
+    g0/, g1/, ...        one folder a guest
+        guest.json       what the supervisor was told
+        state.json       what it says: booting, ready, lost, stopped; replaced as a whole
+        lease            flock: held by whoever uses the guest; text: the holder's pid
+        agent, monitor   the sockets
+        console.log      the kernel's console, and console.log.1 before it
+        supervisor.log   what the supervisor had to say
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guestctl.errors import PoolError, UsageError
+from guestctl.places import private_directory
+from guestctl.processes import ProcessId
+
+__all__ = [
+    "GuestDir",
+    "PoolDir",
+    "bound_socket",
+    "connected_socket",
+    "flocked",
+    "pool_names",
+    "read_json",
+    "write_json",
+]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+_TAIL = 4096
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`, empty when there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            facts = json.load(file)
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise PoolError(f"{path} is damaged: {error}") from None
+    return facts if isinstance(facts, dict) else {}
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    """Replaces `path` as a whole, so that no reader sees half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(facts, file, indent=1)
+        file.write("\n")
+    os.replace(aside, path)
+
+
+def flocked(path: Path, *, create: bool = True) -> int | None:
+    """A descriptor that holds the exclusive lock of `path`, or None where another holds it."""
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+@contextmanager
+def _short_path(path: Path) -> Iterator[str]:
+    """Another name for `path` that fits the 108 bytes of a socket's address."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def bound_socket(path: Path) -> socket.socket:
+    """A listening unix socket at `path`, whatever the path's length."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with _short_path(path) as name:
+        made.bind(name)
+    os.chmod(path, 0o600)
+    made.listen(1)
+    return made
+
+
+def connected_socket(path: Path) -> socket.socket:
+    """A unix socket connected to `path`; raises OSError."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # A full backlog would block for ever, so that a dead QEMU must not keep us.
+        made.settimeout(5)
+        with _short_path(path) as name:
+            made.connect(name)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+@dataclass(frozen=True)
+class GuestDir:
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def agent(self) -> Path:
+        return self.path / "agent"
+
+    @property
+    def monitor(self) -> Path:
+        return self.path / "monitor"
+
+    @property
+    def console(self) -> Path:
+        return self.path / "console.log"
+
+    @property
+    def lease(self) -> Path:
+        return self.path / "lease"
+
+    @property
+    def mounts(self) -> Path:
+        """Lists what a lease holder has mounted, for the next one if it dies."""
+        return self.path / "mounts.json"
+
+    def spec(self) -> dict[str, Any]:
+        return read_json(self.path / "guest.json")
+
+    def state(self) -> dict[str, Any]:
+        return read_json(self.path / "state.json")
+
+    def write_spec(self, facts: dict[str, Any]) -> None:
+        write_json(self.path / "guest.json", facts)
+
+    def write_state(self, facts: dict[str, Any]) -> None:
+        write_json(self.path / "state.json", facts)
+
+    def console_tail(self) -> str:
+        """The console's last lines, as text for people."""
+        try:
+            with open(self.console, "rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - _TAIL))
+                data = file.read()
+        except FileNotFoundError:
+            return ""
+        return data.decode(errors="backslashreplace").replace("\r", "")
+
+    def supervisor(self) -> ProcessId | None:
+        return _process(self.state(), "supervisor")
+
+    def qemu(self) -> ProcessId | None:
+        return _process(self.state(), "qemu")
+
+    def leased_by(self) -> int | None:
+        """The pid of the process that holds the lease, None where nobody does."""
+        try:
+            handle = flocked(self.lease, create=False)
+        except FileNotFoundError:
+            return None
+        if handle is not None:
+            os.close(handle)
+            return None
+        text = self.lease.read_text(encoding="ascii", errors="replace").strip()
+        return int(text) if text.isdigit() else 0
+
+
+def _process(state: dict[str, Any], name: str) -> ProcessId | None:
+    pid, start = state.get(f"{name}_pid"), state.get(f"{name}_start")
+    return ProcessId(pid, start) if isinstance(pid, int) and isinstance(start, int) else None
+
+
+@dataclass(frozen=True)
+class PoolDir:
+    path: Path
+
+    @classmethod
+    def named(cls, runtime: Path, name: str) -> PoolDir:
+        """The run directory of pool `name`, which need not exist; UsageError for a bad name."""
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{name!r} cannot name a pool",
+                hint="use up to 32 letters, digits, dots, dashes and underscores",
+            )
+        return cls(runtime / "pools" / name)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def create(self) -> bool:
+        """Makes the folder; says whether it was new."""
+        private_directory(self.path.parent)
+        try:
+            self.path.mkdir(mode=0o700)
+        except FileExistsError:
+            return False
+        return True
+
+    def spec(self) -> dict[str, Any]:
+        return read_json(self.path / "pool.json")
+
+    def write_spec(self, facts: dict[str, Any]) -> None:
+        write_json(self.path / "pool.json", facts)
+
+    def guest(self, name: str) -> GuestDir:
+        return GuestDir(self.path / name)
+
+    def guests(self) -> list[GuestDir]:
+        """The guests' folders, in the order of their numbers."""
+        try:
+            found = [path for path in self.path.iterdir() if re.fullmatch(r"g\d+", path.name)]
+        except FileNotFoundError:
+            return []
+        return [GuestDir(path) for path in sorted(found, key=lambda path: int(path.name[1:]))]
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def pool_names(runtime: Path) -> list[str]:
+    """The names of the pools that have a run directory."""
+    try:
+        return sorted(path.name for path in (runtime / "pools").iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,66 @@
+"""A host directory that is exported to a guest, and whether the guest has it mounted."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from guestctl.errors import ShareError
+
+__all__ = ["Share", "check_share"]
+
+
+def check_share(path: Path) -> Path:
+    """The real path of a folder that may become a share; raises ShareError saying what is wrong."""
+    if not path.exists():
+        raise ShareError(f"the share {path} does not exist", hint=f"mkdir -p {path}")
+    if not path.is_dir():
+        raise ShareError(f"the share {path} is not a directory")
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise ShareError(f"the share {path} is not writable by this user")
+    return path.resolve()
+
+
+class Share:
+    """One export of one guest. It stands for its path wherever the host may touch the files.
+
+    `os.fspath(share)` raises ShareError while the guest has it mounted: the host would read half of
+    what the guest writes, and the guest would not see what the host does.
+    """
+
+    def __init__(self, path: Path, guest: str) -> None:
+        self.path = path
+        self._guest = guest
+        self._lock: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Share({str(self.path)!r}, mounted={self.mounted})"
+
+    def __fspath__(self) -> str:
+        if self.mounted:
+            raise ShareError(
+                f"{self.path} is mounted in guest {self._guest}",
+                hint="leave `with guest.mounted()` before the host touches its files",
+            )
+        return str(self.path)
+
+    @property
+    def mounted(self) -> bool:
+        return self._lock is not None
+
+    def lock(self) -> None:
+        """Marks it as the guest's; other processes see that by the lock on the folder."""
+        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise ShareError(f"{self.path} is in use by another process") from None
+        self._lock = handle
+
+    def unlock(self) -> None:
+        """Gives it back to the host."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

@@ -1,0 +1,293 @@
+"""The small process that lives as long as one QEMU: it starts it, boots the guest, keeps the
+console's log, and records how it ended.
+
+Run as `python -m guestctl.supervisor FOLDER AGENT MONITOR NOTIFY` with three descriptors: two
+listening sockets, and a pipe on which one line of JSON says that the guest is ready or why not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from guestctl.agent import Agent
+from guestctl.errors import GuestctlError, GuestLost
+from guestctl.processes import ProcessId
+from guestctl.qemu.confine import Confinement
+from guestctl.qemu.machine import Machine, Paths
+from guestctl.qemu.spawn import Running, scratch_disk, spawn
+from guestctl.rundir import GuestDir, connected_socket, flocked
+from guestctl.spec import GuestSpec
+from guestctl.targets import target
+from guestctl.wire import Op, Tag
+
+__all__ = ["Supervisor", "main"]
+
+_CONSOLE_LIMIT = 1 << 20
+_SEED_BYTES = 256
+_POWEROFF_TIMEOUT = 5.0
+_EXIT_TIMEOUT = 3.0
+# What the console says, and what that means.
+_CAUSES = (
+    (b"Kernel panic", "its kernel panicked"),
+    (b"guestctl: agent died", "its agent died"),
+    (b"guestctl: clean stop", "it was powered off"),
+)
+
+
+class Supervisor:
+    def __init__(self, folder: GuestDir) -> None:
+        self._folder = folder
+        self._spec = GuestSpec(**folder.spec())
+        self._state: dict[str, Any] = {"name": folder.name, "arch": self._spec.arch}
+        self._stop_read, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stopping = False
+        self._running: Running | None = None
+        self._console: threading.Thread | None = None
+
+    def run(self, agent: socket.socket, monitor: socket.socket, notify: int) -> None:
+        """The guest's whole life."""
+        signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # A guest's memory must not end up in a core file.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        begin = time.monotonic()
+        try:
+            self._spawn(agent, monitor)
+            self._boot()
+        except (GuestctlError, OSError) as error:
+            cause = self._end(str(error))
+            _tell(notify, {"error": cause, "console": self._folder.console_tail()})
+            return
+        self._record("ready", boot_seconds=round(time.monotonic() - begin, 3))
+        _tell(notify, {"ready": True})
+        self._watch()
+
+    def _on_term(self, *_: object) -> None:
+        os.write(self._stop_write, b"x")
+
+    # --- start ------------------------------------------------------------------------------
+
+    def _spawn(self, agent: socket.socket, monitor: socket.socket) -> None:
+        spec = self._spec
+        row = target(spec.arch)
+        machine = Machine(
+            target=row,
+            paths=Paths(
+                kernel=spec.kernel,
+                initramfs=spec.initramfs,
+                root=spec.root,
+                work=spec.work,
+                base=spec.base,
+                dtb=spec.dtb,
+            ),
+            memory=spec.memory,
+            accelerator=spec.accelerator,
+            cpu=spec.cpu,
+            security_model=spec.security_model,
+            network=spec.network,
+        )
+        confinement = Confinement(spec.namespaces, reason=spec.unconfined_reason)
+        scratch = scratch_disk(Path(spec.scratch_folder), spec.scratch)
+        with open(self._folder.path / "qemu.log", "wb") as log, agent, monitor:
+            self._running = spawn(
+                machine,
+                confinement,
+                agent=agent,
+                monitor=monitor,
+                scratch=scratch,
+                log=log.fileno(),
+            )
+        # Our copies are closed now, so that QEMU's end is seen as the sockets' end.
+        os.close(scratch)
+        self._console = threading.Thread(
+            target=_keep_console, args=(self._running.console, self._folder.console), daemon=True
+        )
+        self._console.start()
+        self._record("booting")
+
+    def _boot(self) -> None:
+        """Waits for the agent and makes the guest usable; raises GuestLost."""
+        deadline = time.monotonic() + self._spec.boot_timeout
+        agent = Agent.connect(
+            connected_socket(self._folder.agent), timeout=self._spec.boot_timeout, orphan=0
+        )
+        try:
+            agent.request(
+                Op.PREPARE,
+                (
+                    (Tag.CLOCK, time.time_ns().to_bytes(8, "little")),
+                    (Tag.SEED, os.urandom(_SEED_BYTES)),
+                    (Tag.HOSTNAME, self._spec.hostname.encode()),
+                    (Tag.SWAP, self._spec.swap.to_bytes(4, "little")),
+                ),
+                timeout=max(1.0, deadline - time.monotonic()),
+            )
+        finally:
+            agent.close()
+
+    # --- life and end -----------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Until QEMU ends, or somebody asks for it."""
+        running = self._running
+        assert running is not None
+        handle = os.pidfd_open(running.process.pid)
+        try:
+            ready, _, _ = select.select([handle, self._stop_read], [], [])
+        finally:
+            os.close(handle)
+        if handle not in ready:
+            self._stopping = True
+            self._power_off()
+        self._end("")
+
+    def _power_off(self) -> None:
+        """Asks the guest, unless somebody is talking to it."""
+        lease = flocked(self._folder.lease)
+        if lease is None:
+            return
+        try:
+            agent = Agent.connect(connected_socket(self._folder.agent), timeout=2.0, orphan=0)
+            try:
+                agent.request(Op.POWEROFF, timeout=_POWEROFF_TIMEOUT)
+            finally:
+                agent.close()
+        except (GuestctlError, OSError):
+            # It will be ended the hard way.
+            return
+        finally:
+            os.close(lease)
+        assert self._running is not None
+        _reaped(self._running, _EXIT_TIMEOUT)
+
+    def _end(self, cause: str) -> str:
+        """Makes sure that QEMU is gone, and records why; returns the cause."""
+        running = self._running
+        if running is not None:
+            # When the guest ended QEMU itself it takes a moment to be gone.
+            if not _reaped(running, 0.5 if cause and not self._stopping else 0.0):
+                cause = cause or "it was stopped"
+                _kill(running)
+            running.console.close()
+            if self._console is not None:
+                self._console.join(2)
+            cause = self._exit_cause(running.process.returncode, cause)
+        for path in (self._folder.agent, self._folder.monitor):
+            path.unlink(missing_ok=True)
+        self._record("stopped" if self._stopping else "lost", cause=cause)
+        return cause
+
+    def _exit_cause(self, status: int, cause: str) -> str:
+        if self._stopping:
+            return "it was stopped"
+        tail = self._folder.console_tail().encode()
+        for mark, meaning in _CAUSES:
+            if mark in tail:
+                return meaning
+        number = -status if status < 0 else status - 128 if status > 128 else 0
+        if number:
+            return f"QEMU was ended by signal {number}"
+        if status:
+            log = (self._folder.path / "qemu.log").read_text(errors="replace").strip()
+            last = log.splitlines()[-1] if log else "it said nothing"
+            return f"QEMU failed with status {status}: {last}"
+        return cause or "QEMU ended"
+
+    def _record(self, state: str, **facts: Any) -> None:
+        spec = self._spec
+        self._state.update(
+            state=state,
+            since=time.time(),
+            accelerator=spec.accelerator,
+            cpu=spec.cpu,
+            memory=spec.memory,
+            confinement={
+                "seccomp": True,
+                "namespaces": spec.namespaces,
+                "reason": spec.unconfined_reason,
+            },
+            **facts,
+        )
+        for name, pid in (
+            ("supervisor", os.getpid()),
+            ("qemu", self._running.pid if self._running else 0),
+            ("holder", self._running.process.pid if self._running else 0),
+        ):
+            try:
+                known = ProcessId.of(pid)
+            except ProcessLookupError:
+                continue
+            self._state[f"{name}_pid"] = known.pid
+            self._state[f"{name}_start"] = known.start
+        self._folder.write_state(self._state)
+
+
+def _reaped(running: Running, seconds: float) -> bool:
+    """Waits for QEMU's end; says whether it has come."""
+    try:
+        running.process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _kill(running: Running) -> None:
+    """Kills QEMU itself first: what holds it then ends by itself, and is killed if not."""
+    if running.pid:
+        try:
+            os.kill(running.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    if not _reaped(running, _EXIT_TIMEOUT):
+        running.process.kill()
+        running.process.wait()
+
+
+def _keep_console(connection: socket.socket, path: Path) -> None:
+    """Copies the console to its log, which is moved aside when it is full."""
+    log = open(path, "ab", buffering=0)  # noqa: SIM115
+    try:
+        while data := connection.recv(65536):
+            if log.tell() > _CONSOLE_LIMIT:
+                log.close()
+                os.replace(path, path.with_suffix(".log.1"))
+                log = open(path, "ab", buffering=0)  # noqa: SIM115
+            log.write(data)
+    except OSError:
+        # The socket was closed, or the disk is full: the guest goes on.
+        return
+    finally:
+        log.close()
+
+
+def _tell(notify: int, facts: dict[str, Any]) -> None:
+    try:
+        os.write(notify, json.dumps(facts).encode() + b"\n")
+        os.close(notify)
+    except OSError:
+        # Whoever started us is gone; the state file tells the next one.
+        return
+
+
+def main(argv: list[str]) -> None:
+    """The process's entry."""
+    folder, agent, monitor, notify = argv
+    supervisor = Supervisor(GuestDir(Path(folder)))
+    supervisor.run(
+        socket.socket(fileno=int(agent)), socket.socket(fileno=int(monitor)), int(notify)
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
