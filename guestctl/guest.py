@@ -106,10 +106,10 @@ class Guest:
         """Starts a command and returns at once.
 
         `root` and `cwd` are paths in the guest (`cwd` within `root`; default: `/`, or the share
-        while it is mounted and no root is given). The environment is PATH, HOME and LANG, plus `env`.
-        `stdin` is bytes, a binary file, PIPE, or None for nothing. Output goes to `stdout` and
-        `stderr`, to `log` for both, or is captured in the result. `timeout` and `idle_timeout`
-        (since the last output) are in seconds. Raises UsageError, GuestLost.
+        while it is mounted and no root is given). The environment is PATH, HOME and LANG, plus
+        `env`. `stdin` is bytes, a binary file, PIPE, or None for nothing. Output goes to
+        `stdout` and `stderr`, to `log` for both, or is captured in the result. `timeout` and
+        `idle_timeout` (since the last output) are in seconds. Raises UsageError, GuestLost.
         """
         if cwd is None:
             cwd = WORK if self.work.mounted and root is None else "/"

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from guestctl.agent import Agent
-from guestctl.errors import GuestctlError, GuestLost
+from guestctl.errors import GuestctlError
 from guestctl.processes import ProcessId
 from guestctl.qemu.confine import Confinement
-from guestctl.qemu.machine import Machine, Paths
+from guestctl.qemu.machine import Machine
 from guestctl.qemu.spawn import Running, scratch_disk, spawn
 from guestctl.rundir import GuestDir, connected_socket, flocked
 from guestctl.spec import GuestSpec
-from guestctl.targets import target
 from guestctl.wire import Op, Tag
 
 __all__ = ["Supervisor", "main"]
@@ -52,6 +51,7 @@ class Supervisor:
         self._state: dict[str, Any] = {"name": folder.name, "arch": self._spec.arch}
         self._stop_read, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
+        self._booting = True
         self._running: Running | None = None
         self._console: threading.Thread | None = None
 
@@ -62,9 +62,11 @@ class Supervisor:
         # A guest's memory must not end up in a core file.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         begin = time.monotonic()
+        self._record("booting")
         try:
             self._spawn(agent, monitor)
             self._boot()
+            self._booting = False
         except (GuestctlError, OSError) as error:
             cause = self._end(str(error))
             _tell(notify, {"error": cause, "console": self._folder.console_tail()})
@@ -75,33 +77,20 @@ class Supervisor:
 
     def _on_term(self, *_: object) -> None:
         os.write(self._stop_write, b"x")
+        if self._booting:
+            self._booting = False
+            self._stopping = True
+            raise GuestctlError("it was stopped")
 
     # --- start ------------------------------------------------------------------------------
 
     def _spawn(self, agent: socket.socket, monitor: socket.socket) -> None:
         spec = self._spec
-        row = target(spec.arch)
-        machine = Machine(
-            target=row,
-            paths=Paths(
-                kernel=spec.kernel,
-                initramfs=spec.initramfs,
-                root=spec.root,
-                work=spec.work,
-                base=spec.base,
-                dtb=spec.dtb,
-            ),
-            memory=spec.memory,
-            accelerator=spec.accelerator,
-            cpu=spec.cpu,
-            security_model=spec.security_model,
-            network=spec.network,
-        )
         confinement = Confinement(spec.namespaces, reason=spec.unconfined_reason)
         scratch = scratch_disk(Path(spec.scratch_folder), spec.scratch)
         with open(self._folder.path / "qemu.log", "wb") as log, agent, monitor:
             self._running = spawn(
-                machine,
+                Machine.of(spec),
                 confinement,
                 agent=agent,
                 monitor=monitor,
@@ -178,7 +167,7 @@ class Supervisor:
             # When the guest ended QEMU itself it takes a moment to be gone.
             if not _reaped(running, 0.5 if cause and not self._stopping else 0.0):
                 cause = cause or "it was stopped"
-                _kill(running)
+                _kill(running, self._folder.qemu())
             running.console.close()
             if self._console is not None:
                 self._console.join(2)
@@ -242,13 +231,10 @@ def _reaped(running: Running, seconds: float) -> bool:
     return True
 
 
-def _kill(running: Running) -> None:
+def _kill(running: Running, qemu: ProcessId | None) -> None:
     """Kills QEMU itself first: what holds it then ends by itself, and is killed if not."""
-    if running.pid:
-        try:
-            os.kill(running.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    if qemu is not None:
+        qemu.send(signal.SIGKILL)
     if not _reaped(running, _EXIT_TIMEOUT):
         running.process.kill()
         running.process.wait()

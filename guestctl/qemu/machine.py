@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from guestctl.targets import Target
+from guestctl.spec import GuestSpec
+from guestctl.targets import Target, target
 
 __all__ = ["DESCRIPTORS", "Machine", "Paths", "qemu_argv"]
 
@@ -41,7 +42,26 @@ class Machine:
     cpu: str
     security_model: str = "mapped-file"
     network: bool = False
-    sandbox: bool = True
+
+    @classmethod
+    def of(cls, spec: GuestSpec) -> Machine:
+        """The machine that a supervisor was told to start, with the host's paths."""
+        return cls(
+            target=target(spec.arch),
+            paths=Paths(
+                kernel=spec.kernel,
+                initramfs=spec.initramfs,
+                root=spec.root,
+                work=spec.work,
+                base=spec.base,
+                dtb=spec.dtb,
+            ),
+            memory=spec.memory,
+            accelerator=spec.accelerator,
+            cpu=spec.cpu,
+            security_model=spec.security_model,
+            network=spec.network,
+        )
 
 
 def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
@@ -80,9 +100,7 @@ def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
     argv += ["-device", "virtio-rng-pci"]
     if machine.network:
         argv += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]
-    if machine.sandbox:
-        argv += ["-sandbox", _SANDBOX]
-    return argv
+    return [*argv, "-sandbox", _SANDBOX]
 
 
 def _disk(name: str, path: str, options: str) -> list[str]:

@@ -68,7 +68,7 @@ def scratch_disk(folder: Path, mebibytes: int) -> int:
 def command_line(
     machine: Machine, confinement: Confinement, descriptors: dict[str, int], info: int
 ) -> list[str]:
-    """The argv that starts `machine`, whose paths are the host's. See `confined_argv` for `info`."""
+    """The argv that starts `machine`, whose paths are the host's; `info` is for confined_argv."""
     if not confinement.namespaces:
         return qemu_argv(machine, descriptors)
     paths = machine.paths

@@ -1,0 +1,110 @@
+"""The program `guestctl`: finds the noun's module, and turns errors into messages and statuses."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NoReturn
+
+import click
+
+from guestctl.errors import GuestctlError
+from guestctl.version import __version__
+
+__all__ = ["main", "program"]
+
+# Noun: (its module, the command there, one line of help). A module is loaded when it is used.
+_NOUNS = {
+    "doctor": ("doctor", "doctor", "Check what this host has and lacks."),
+    "image": ("image", "group", "Build and manage the images that guests boot."),
+    "pool": ("pool", "group", "Bring pools of guests up, look at them, take them down."),
+    "run": ("run", "run", "Run a command in a guest."),
+    "virtfs": ("virtfs", "group", "Turn archives into shared trees, and back."),
+}
+
+
+class _Nouns(click.Group):
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return sorted(_NOUNS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in _NOUNS:
+            return None
+        module, attribute, _help = _NOUNS[name]
+        found = getattr(importlib.import_module(f"guestctl.cli.{module}"), attribute)
+        assert isinstance(found, click.Command)
+        return found
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, row[2]) for name, row in sorted(_NOUNS.items())])
+
+
+@click.group(
+    cls=_Nouns,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog='Shell completion: eval "$(_GUESTCTL_COMPLETE=bash_source guestctl)"; zsh and fish'
+    " likewise.",
+)
+@click.version_option(__version__, prog_name="guestctl")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option("-v", "--verbose", is_flag=True, help="Log what is done, to stderr.")
+@click.pass_context
+def program(context: click.Context, debug: bool, verbose: bool) -> None:
+    """Build operating systems for other architectures natively, in pools of QEMU guests.
+
+    \b
+    Examples:
+      guestctl image build armv5l
+      guestctl pool up -n 4 --arch armv5l
+      guestctl run -- uname -m
+      guestctl pool down
+    """
+    context.obj = {"debug": debug}
+    if verbose:
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+
+
+def main() -> NoReturn:
+    """The console script."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        status = program(standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("interrupted", "", 130)
+    except click.ClickException as error:
+        hint = ""
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            hint = f"see {error.ctx.command_path} --help"
+        _fail(error.format_message(), hint, error.exit_code)
+    except GuestctlError as error:
+        if debug:
+            raise
+        _show_console(error)
+        _fail(str(error), error.hint, error.exit_status)
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing is left to be said, not even at exit.
+        sys.stderr.close()
+        sys.exit(141)
+    except OSError as error:
+        if debug:
+            raise
+        name = f"{error.filename!s}: " if error.filename else ""
+        _fail(f"{name}{error.strerror or error}", "--debug shows where", 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _show_console(error: GuestctlError) -> None:
+    console = getattr(error, "console", "")
+    if console:
+        lines = console.strip().splitlines()[-20:]
+        sys.stderr.write("console:\n" + "".join(f"  {line}\n" for line in lines))
+
+
+def _fail(message: str, hint: str, status: int) -> NoReturn:
+    sys.stderr.write(f"guestctl: {message}\n")
+    if hint:
+        sys.stderr.write(f"hint: {hint}\n")
+    sys.exit(status)

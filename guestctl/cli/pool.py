@@ -1,0 +1,202 @@
+"""`guestctl pool`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from guestctl.cli.output import json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from guestctl.plan import PoolOptions
+
+__all__ = ["group"]
+
+_name = click.option("--name", default=None, help="The pool; default: the only one.")
+
+
+@click.group()
+def group() -> None:
+    """Bring pools of guests up, look at them, take them down.
+
+    \b
+    Example:
+      guestctl pool up -n 4 --arch armv5l
+      guestctl pool status
+      guestctl pool down
+    """
+
+
+@group.command()
+@click.option("-n", "size", type=int, default=1, show_default=True, help="How many guests.")
+@click.option("--arch", required=True, help="Their architecture, such as armv5l.")
+@click.option("--name", default="default", show_default=True, help="What to call the pool.")
+@click.option("--share", metavar="PARENT", help="A folder that holds (or gets) one tree a guest.")
+@click.option("--memory", type=int, metavar="MIB", help="Memory of each guest.")
+@click.option(
+    "--security-model",
+    type=click.Choice(["mapped-file", "mapped-xattr"]),
+    default="mapped-file",
+    show_default=True,
+    help="How owners and modes are kept in the shares.",
+)
+@click.option(
+    "--network",
+    type=click.Choice(["none", "user"]),
+    default="none",
+    show_default=True,
+    help="Whether the guests have a network device.",
+)
+@click.option("--boot-timeout", type=float, default=120.0, show_default=True, metavar="SECONDS")
+@click.option("--cold", is_flag=True, help="Boot the guests (what happens anyway so far).")
+@click.option("--print-qemu", is_flag=True, help="Print QEMU's command line, and do nothing.")
+def up(
+    size: int,
+    arch: str,
+    name: str,
+    share: str | None,
+    memory: int | None,
+    security_model: str,
+    network: str,
+    boot_timeout: float,
+    cold: bool,
+    print_qemu: bool,
+) -> None:
+    """Bring a pool up. It stays up when the command returns.
+
+    \b
+    Example:
+      guestctl pool up -n 4 --arch armv5l --share /var/tmp/trees
+    """
+    del cold
+    import time
+
+    from guestctl.plan import PoolOptions
+    from guestctl.pool import Pool
+
+    options: dict[str, Any] = {
+        "share": share,
+        "memory": memory,
+        "security_model": security_model,
+        "network": network == "user",
+        "boot_timeout": boot_timeout,
+    }
+    if print_qemu:
+        _print_qemu(PoolOptions(arch, size, **options), name)
+        return
+    begin = time.monotonic()
+    pool = Pool(arch, size, name=name, progress=lambda text: click.echo(text, err=True), **options)
+    seconds = time.monotonic() - begin
+    click.echo(f"pool {pool.name}: {size} {arch} guests ready in {seconds:.2f} s")
+    for line in pool.remarks():
+        click.echo(f"note: {line}", err=True)
+
+
+def _print_qemu(options: PoolOptions, name: str) -> None:
+    """The command line of each guest; descriptors that are made at the start are numbered 3 on."""
+    import shlex
+
+    from guestctl.places import Places
+    from guestctl.plan import plan_pool
+    from guestctl.qemu.confine import Confinement
+    from guestctl.qemu.machine import DESCRIPTORS, Machine
+    from guestctl.qemu.spawn import command_line
+
+    numbers = {what: number for number, what in enumerate(DESCRIPTORS, start=3)}
+    for spec in plan_pool(options, name, Places.of_user()).guests:
+        argv = command_line(Machine.of(spec), Confinement(spec.namespaces), numbers, 7)
+        click.echo(shlex.join(argv))
+
+
+@group.command()
+@_name
+@json_option
+def status(name: str | None, as_json: bool) -> None:
+    """Show the guests of a pool.
+
+    \b
+    Example:
+      guestctl pool status --json
+    """
+    from guestctl.places import Places
+    from guestctl.pool import Pool, only_pool
+
+    pool = Pool.attach(name or only_pool(Places.of_user()))
+    guests = pool.status()
+    if as_json:
+        print_json({"name": pool.name, "guests": guests})
+        return
+    print_table(
+        ("GUEST", "STATE", "ARCH", "QEMU", "LEASE", "ACCEL", "CONFINED", "CAUSE"),
+        (
+            (
+                guest["name"],
+                guest["state"],
+                guest["arch"] or "-",
+                guest["qemu_pid"] or "-",
+                guest["lease"] or "-",
+                guest["accelerator"] or "-",
+                _confined(guest["confinement"]),
+                guest["cause"],
+            )
+            for guest in guests
+        ),
+    )
+    for line in pool.remarks():
+        click.echo(f"note: {line}", err=True)
+
+
+def _confined(facts: dict[str, object] | None) -> str:
+    if not facts:
+        return "-"
+    active = [name for name in ("seccomp", "namespaces") if facts[name]]
+    return "+".join(active) or "no"
+
+
+@group.command(name="list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the pools of this user.
+
+    \b
+    Example:
+      guestctl pool list
+    """
+    from guestctl.places import Places
+    from guestctl.pool import Pool
+    from guestctl.rundir import pool_names
+
+    pools = [Pool.attach(name) for name in pool_names(Places.of_user().runtime)]
+    if as_json:
+        print_json({"pools": [{"name": pool.name, "guests": pool.status()} for pool in pools]})
+        return
+    print_table(
+        ("POOL", "ARCH", "GUESTS", "READY"),
+        (
+            (
+                pool.name,
+                pool.options.arch,
+                pool.options.size,
+                sum(guest["state"] in ("ready", "leased") for guest in pool.status()),
+            )
+            for pool in pools
+        ),
+    )
+
+
+@group.command()
+@_name
+def down(name: str | None) -> None:
+    """Take a pool down; nothing of it is left.
+
+    \b
+    Example:
+      guestctl pool down --name default
+    """
+    from guestctl.places import Places
+    from guestctl.pool import Pool, only_pool
+
+    pool = Pool.attach(name or only_pool(Places.of_user()))
+    pool.down()
+    click.echo(f"pool {pool.name} is down")

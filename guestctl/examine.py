@@ -1,0 +1,89 @@
+"""What this host has and lacks, as a list of findings: the substance of `guestctl doctor`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from guestctl import image
+from guestctl.errors import GuestctlError
+from guestctl.places import Places
+from guestctl.qemu.accel import acceleration, qemu_version
+from guestctl.qemu.confine import probe_confinement
+from guestctl.targets import TARGETS, Target, target
+
+__all__ = ["Finding", "examine"]
+
+_SPACE_WANTED = 6 << 30
+# Programs that `image build` and guests need, and the Debian packages that have them.
+_PROGRAMS = {
+    "mke2fs": "e2fsprogs",
+    "sqfstar": "squashfs-tools",
+    "make": "make",
+    "flex": "flex",
+    "bison": "bison",
+    "bc": "bc",
+    "patchelf": "patchelf",
+    "apt-get": "apt",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`mark` is `ok`, `note` (it works, but) or `lacks`."""
+
+    mark: str
+    what: str
+    found: str
+    mend: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def examine(places: Places, arch: str | None = None) -> list[Finding]:
+    """All findings, for one architecture or for all of them; raises UsageError for an unknown."""
+    rows = [target(arch)] if arch else list(TARGETS.values())
+    return [*_host(places), *(finding for row in rows for finding in _target(row, places))]
+
+
+def _host(places: Places) -> Iterator[Finding]:
+    yield Finding("ok", "python", sys.version.split()[0])
+    for program, package in _PROGRAMS.items():
+        path = shutil.which(program, path=f"{os.defpath}:/usr/local/bin:/usr/sbin:/sbin")
+        if path:
+            yield Finding("ok", program, path)
+        else:
+            yield Finding("lacks", program, "not installed", f"apt-get install {package}")
+    confinement = probe_confinement()
+    if confinement.namespaces:
+        yield Finding("ok", "namespaces", "QEMU runs in its own, with seccomp")
+    else:
+        yield Finding(
+            "note", "namespaces", f"none, seccomp alone: {confinement.reason}", "install bubblewrap"
+        )
+    there = places.cache
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    mark = "ok" if free >= _SPACE_WANTED else "note"
+    mend = "" if mark == "ok" else "building an image takes about 6 GiB"
+    yield Finding(mark, "disk space", f"{free >> 30} GiB free for {places.cache}", mend)
+
+
+def _target(row: Target, places: Places) -> Iterator[Finding]:
+    try:
+        yield Finding("ok", f"{row.arch}: qemu", qemu_version(row))
+    except GuestctlError as error:
+        yield Finding("lacks", f"{row.arch}: qemu", str(error), error.hint)
+        return
+    best = acceleration(row, places.cache)
+    found = f"{best.name}, CPU {best.cpu}" + (f" ({best.reason})" if best.reason else "")
+    yield Finding("ok", f"{row.arch}: accelerator", found)
+    try:
+        yield Finding("ok", f"{row.arch}: image", image.load(row.arch, cache_dir=places.cache).id)
+    except GuestctlError as error:
+        yield Finding("note", f"{row.arch}: image", str(error), error.hint)

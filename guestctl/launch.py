@@ -1,0 +1,134 @@
+"""Starting and ending one supervisor, and with it one guest."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from guestctl.errors import GuestLost, PoolError
+from guestctl.places import private_directory
+from guestctl.processes import ProcessId
+from guestctl.rundir import GuestDir, bound_socket, flocked
+from guestctl.spec import GuestSpec
+
+__all__ = ["any_alive", "await_ready", "end_guests", "start_guest"]
+
+_STOP_TIMEOUT = 12.0
+
+
+def start_guest(folder: GuestDir, spec: GuestSpec, runtime: Path) -> dict[int, GuestDir]:
+    """Starts one supervisor; returns the descriptor on which it will report, and its folder."""
+    folder.path.mkdir(mode=0o700, exist_ok=True)
+    folder.write_spec(asdict(spec))
+    in_use = _lock_share(Path(spec.work), runtime)
+    agent, monitor = bound_socket(folder.agent), bound_socket(folder.monitor)
+    report, notify = os.pipe2(os.O_CLOEXEC)
+    handles = [agent.fileno(), monitor.fileno(), notify]
+    # A session of its own: the terminal's Ctrl-C is not for it. -P: the caller's folder holds
+    # no modules of ours.
+    try:
+        with open(folder.path / "supervisor.log", "wb") as log, agent, monitor:
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", "guestctl.supervisor", str(folder.path)]
+                + [str(handle) for handle in handles],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[*handles, in_use],
+                start_new_session=True,
+                cwd="/",
+            )
+    finally:
+        os.close(notify)
+        os.close(in_use)
+    return {report: folder}
+
+
+def _lock_share(share: Path, runtime: Path) -> int:
+    """A lock that lives as long as the supervisor that inherits it."""
+    locks = private_directory(runtime / "locks")
+    facts = share.stat()
+    handle = flocked(locks / f"{facts.st_dev}-{facts.st_ino}")
+    if handle is None:
+        raise PoolError(
+            f"the share {share} is in use by another guest",
+            hint="guestctl pool list shows the pools; a share belongs to one guest at a time",
+        )
+    return handle
+
+
+def await_ready(
+    waiting: dict[int, GuestDir], timeout: float, progress: Callable[[str], None]
+) -> None:
+    """Until every supervisor has reported; raises GuestLost at the first that failed."""
+    deadline = time.monotonic() + timeout
+    try:
+        while waiting:
+            left = max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select(list(waiting), [], [], left)
+            if not ready:
+                names = ", ".join(folder.name for folder in waiting.values())
+                raise GuestLost(f"not ready within {timeout:g} s: {names}")
+            for report in ready:
+                folder = waiting[report]
+                _check_report(folder, os.read(report, 65536))
+                os.close(report)
+                del waiting[report]
+                progress(f"{folder.name} is ready")
+    finally:
+        for report in waiting:
+            os.close(report)
+
+
+def _check_report(folder: GuestDir, data: bytes) -> None:
+    try:
+        report = json.loads(data)
+    except ValueError:
+        log = (folder.path / "supervisor.log").read_text(errors="replace").strip()
+        last = log.splitlines()[-1] if log else "it said nothing"
+        raise GuestLost(f"the supervisor of {folder.name} died: {last}") from None
+    if "error" in report:
+        raise GuestLost(
+            f"guest {folder.name} did not boot: {report['error']}",
+            console=report.get("console", ""),
+            hint="the console's last lines may tell more",
+        )
+
+
+def _processes(folder: GuestDir) -> list[ProcessId | None]:
+    return [folder.supervisor(), folder.qemu()]
+
+
+def _end(folder: GuestDir) -> None:
+    """Ends one guest: by its supervisor, and by force where that does not answer."""
+    supervisor, qemu = _processes(folder)
+    if supervisor is not None:
+        supervisor.send(signal.SIGTERM)
+        if not supervisor.wait(_STOP_TIMEOUT):
+            supervisor.send(signal.SIGKILL)
+            supervisor.wait(_STOP_TIMEOUT)
+    if qemu is not None and qemu.send(signal.SIGKILL):
+        qemu.wait(_STOP_TIMEOUT)
+
+
+def end_guests(folders: list[GuestDir]) -> None:
+    """Ends guests side by side."""
+    for folder in folders:
+        supervisor = folder.supervisor()
+        if supervisor is not None:
+            supervisor.send(signal.SIGTERM)
+    for folder in folders:
+        _end(folder)
+
+
+def any_alive(folders: list[GuestDir]) -> bool:
+    """Whether a process of any of the guests still runs."""
+    return any(known and known.alive() for folder in folders for known in _processes(folder))

@@ -1,0 +1,143 @@
+"""What a pool will be made of, decided before anything is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from guestctl import image
+from guestctl.errors import PoolError, UsageError
+from guestctl.places import Places
+from guestctl.qemu.accel import acceleration, qemu_program
+from guestctl.qemu.confine import probe_confinement
+from guestctl.share import check_share
+from guestctl.spec import GuestSpec
+from guestctl.targets import target
+
+__all__ = ["Plan", "PoolOptions", "own_shares", "plan_pool"]
+
+_OVERHEAD = 64  # MiB of host memory that a QEMU takes beside its guest's
+_SECURITY_MODELS = ("mapped-file", "mapped-xattr")
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """What a pool is made from. `memory` in MiB, `boot_timeout` in seconds.
+
+    `share` is a parent folder that holds one tree per guest; without it the pool makes trees of
+    its own, in the cache, which go when it goes.
+    """
+
+    arch: str
+    size: int = 1
+    share: str | None = None
+    memory: int | None = None
+    security_model: str = "mapped-file"
+    network: bool = False
+    boot_timeout: float = 120.0
+    # Exactly this folder is the share of the only guest.
+    single: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`image` is an id; `remarks` says what is slower or less confined than it might be."""
+
+    guests: tuple[GuestSpec, ...]
+    image: str
+    remarks: tuple[str, ...]
+
+
+def own_shares(places: Places, name: str) -> Path:
+    """The folder of the shares that pool `name` makes itself."""
+    return places.cache / "shares" / name
+
+
+def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
+    """Checks the options against this host, makes the shares, and settles each guest's hardware.
+
+    Raises UsageError, HostLacks, ImageError, ShareError and PoolError.
+    """
+    row = target(options.arch)
+    memory = row.memory if options.memory is None else options.memory
+    _check(options, memory, row.memory_max)
+    qemu_program(row)
+    made = image.load(options.arch, cache_dir=places.cache)
+    best = acceleration(row, places.cache)
+    confinement = probe_confinement()
+    own = own_shares(places, name)
+    guests = []
+    for number, work in enumerate(_work_trees(options, own)):
+        base = own / f"g{number}.base"
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        guests.append(
+            GuestSpec(
+                arch=options.arch,
+                name=f"g{number}",
+                hostname=f"g{number}",
+                kernel=str(made.kernel),
+                initramfs=str(made.initramfs),
+                root=str(made.root),
+                dtb=str(made.dtb) if made.dtb else None,
+                work=str(work),
+                base=str(base),
+                scratch_folder=str(places.cache / "scratch"),
+                memory=memory,
+                accelerator=best.name,
+                cpu=best.cpu,
+                namespaces=confinement.namespaces,
+                unconfined_reason=confinement.reason,
+                security_model=options.security_model,
+                network=options.network,
+                boot_timeout=options.boot_timeout,
+            )
+        )
+    remarks = []
+    if row.cpus_kvm and best.name != "kvm":
+        remarks.append(f"emulated, without KVM: {best.reason}")
+    if not confinement.namespaces:
+        remarks.append(f"QEMU has no namespaces of its own: {confinement.reason}")
+    return Plan(tuple(guests), made.id, tuple(remarks))
+
+
+def _work_trees(options: PoolOptions, own: Path) -> list[Path]:
+    """The folder that each guest will see at /work."""
+    if options.share is None:
+        parent = own
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    else:
+        parent = check_share(Path(options.share))
+        if options.single:
+            return [parent]
+    trees = [parent / f"g{number}" for number in range(options.size)]
+    for tree in trees:
+        tree.mkdir(mode=0o700, exist_ok=True)
+        check_share(tree)
+    return trees
+
+
+def _check(options: PoolOptions, memory: int, most: int) -> None:
+    """Raises UsageError or PoolError for what cannot work."""
+    if options.size < 1:
+        raise UsageError(f"a pool has at least one guest, not {options.size}")
+    if options.security_model not in _SECURITY_MODELS:
+        raise UsageError(
+            f"unknown security model {options.security_model!r}",
+            hint=f"known are {', '.join(_SECURITY_MODELS)}",
+        )
+    if not 64 <= memory <= most:
+        raise UsageError(f"a guest of {options.arch} takes 64 to {most} MiB, not {memory}")
+    needed = options.size * (memory + _OVERHEAD)
+    there = _available_memory()
+    if needed > there:
+        raise PoolError(
+            f"{options.size} guests need {needed} MiB of memory, and {there} MiB are available",
+            hint=f"at most {max(0, there // (memory + _OVERHEAD))} fit",
+        )
+
+
+def _available_memory() -> int:
+    """MiB that processes may still take."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return int(lines["MemAvailable"].split()[0]) >> 10

@@ -1,0 +1,256 @@
+"""Pools: guests brought up together, leased one by one, taken down without a trace.
+
+A pool is nothing but a run directory and one supervisor per guest. Any process of the same user
+can attach.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from guestctl.errors import PoolError
+from guestctl.guest import Guest
+from guestctl.launch import any_alive, await_ready, end_guests, start_guest
+from guestctl.places import Places, private_directory
+from guestctl.plan import PoolOptions, own_shares, plan_pool
+from guestctl.processes import ProcessId
+from guestctl.rundir import GuestDir, PoolDir, flocked, pool_names
+from guestctl.spec import GuestSpec
+
+__all__ = ["DEFAULT_NAME", "Pool", "only_pool"]
+
+DEFAULT_NAME = "default"
+_LEASE_POLL = 0.01
+
+
+class Pool:
+    """A pool that this process has brought up; `Pool.attach` finds one that is up already.
+
+    As a context manager it is taken down at the end.
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        size: int = 1,
+        *,
+        name: str | None = None,
+        places: Places | None = None,
+        progress: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        """Brings the pool up and returns when all its guests are ready.
+
+        `options` are the further fields of PoolOptions. Without a name it gets a new one. Raises
+        UsageError, HostLacks, ImageError, ShareError, PoolError, and GuestLost when a guest does
+        not boot.
+        """
+        self._places = places or Places.of_user()
+        self._options = PoolOptions(arch, size, **options)
+        self._dir = PoolDir.named(self._places.runtime, name or f"{arch}-{secrets.token_hex(4)}")
+        self._progress = progress or (lambda _text: None)
+        self._up()
+
+    @classmethod
+    def attach(cls, name: str = DEFAULT_NAME, *, places: Places | None = None) -> Pool:
+        """The pool `name` that is up already; raises PoolError when there is none."""
+        pool = cls.__new__(cls)
+        pool._places = places or Places.of_user()
+        pool._dir = PoolDir.named(pool._places.runtime, name)
+        pool._progress = lambda _text: None
+        spec = pool._dir.spec()
+        if not spec:
+            raise PoolError(
+                f"there is no pool {name!r}", hint="guestctl pool up -n 1 --arch ARCH brings one up"
+            )
+        pool._options = PoolOptions(**spec["options"])
+        return pool
+
+    @property
+    def name(self) -> str:
+        return self._dir.name
+
+    @property
+    def options(self) -> PoolOptions:
+        return self._options
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
+    # --- up ---------------------------------------------------------------------------------
+
+    def _up(self) -> None:
+        options = self._options
+        plan = plan_pool(options, self.name, self._places)
+        self._claim({"options": asdict(options), "image": plan.image, "remarks": plan.remarks})
+        try:
+            waiting = {}
+            for spec in plan.guests:
+                waiting.update(start_guest(self._dir.guest(spec.name), spec, self._places.runtime))
+            await_ready(waiting, options.boot_timeout + 10, self._progress)
+        except BaseException:
+            self.down()
+            raise
+
+    def _claim(self, spec: dict[str, Any]) -> None:
+        """Makes the run directory, all at once, or says who has it."""
+        pools = private_directory(self._dir.path.parent)
+        aside = PoolDir(pools / f".{self.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        aside.create()
+        me = ProcessId.of(os.getpid())
+        aside.write_spec(
+            {**spec, "name": self.name, "creator_pid": me.pid, "creator_start": me.start}
+        )
+        try:
+            os.rename(aside.path, self._dir.path)
+        except OSError:
+            if self._alive():
+                aside.remove()
+                raise PoolError(
+                    f"the pool {self.name!r} is up already",
+                    hint=f"guestctl pool down --name {self.name}, or use another --name",
+                ) from None
+            # Its processes are gone: a machine that was switched off, or killed supervisors.
+            end_guests(self._dir.guests())
+            self._dir.remove()
+            os.rename(aside.path, self._dir.path)
+
+    def _alive(self) -> bool:
+        """Whether anything of the pool runs, or somebody is bringing it up."""
+        if any_alive(self._dir.guests()):
+            return True
+        spec = self._dir.spec()
+        creator = ProcessId(spec.get("creator_pid", 0), spec.get("creator_start", 0))
+        return not self._dir.guests() and creator.alive()
+
+    # --- use --------------------------------------------------------------------------------
+
+    def lease(self, timeout: float | None = None, *, fresh: bool = False) -> Guest:
+        """Exclusive use of a guest, waiting up to `timeout` seconds for a free one.
+
+        `fresh` gives a guest that nobody has used since it booted. Raises PoolError when none
+        becomes free in time, or all are lost.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            alive = 0
+            for folder in self._in_order_of_wear(fresh):
+                if folder.state().get("state") not in ("ready", "booting"):
+                    continue
+                alive += 1
+                guest = self._try_lease(folder, fresh)
+                if guest is not None:
+                    return guest
+            if not alive:
+                raise PoolError(
+                    f"no guest of pool {self.name!r} is alive",
+                    hint="guestctl pool status shows what became of them",
+                )
+            if deadline is not None and time.monotonic() >= deadline:
+                raise PoolError(f"no guest of pool {self.name!r} was free within {timeout:g} s")
+            # flock has no way to wait for the first of several locks.
+            time.sleep(_LEASE_POLL)
+
+    def _in_order_of_wear(self, fresh: bool) -> list[GuestDir]:
+        guests = self._dir.guests()
+        return sorted(guests, key=lambda folder: _worn(folder).exists()) if fresh else guests
+
+    def _try_lease(self, folder: GuestDir, fresh: bool) -> Guest | None:
+        """The guest, if its lease is free and nothing of an earlier holder runs in it."""
+        lease = flocked(folder.lease)
+        if lease is None:
+            return None
+        try:
+            if folder.state().get("state") != "ready":
+                os.close(lease)
+                return None
+            os.ftruncate(lease, 0)
+            os.pwrite(lease, str(os.getpid()).encode(), 0)
+            if fresh and _worn(folder).exists():
+                self._replace(folder)
+            guest = Guest.attach(folder, lease)
+            if guest is None:
+                os.close(lease)
+                return None
+            _worn(folder).touch()
+        except BaseException:
+            os.close(lease)
+            raise
+        return guest
+
+    def _replace(self, folder: GuestDir) -> None:
+        """Ends a used guest and boots a new one in its place; the caller holds the lease."""
+        spec = GuestSpec(**folder.spec())
+        end_guests([folder])
+        for path in (_worn(folder), folder.mounts, folder.agent, folder.monitor):
+            path.unlink(missing_ok=True)
+        if self._options.share is None:
+            # The pool's own tree is part of what a fresh guest must not inherit.
+            shutil.rmtree(spec.work, ignore_errors=True)
+            Path(spec.work).mkdir(mode=0o700)
+        await_ready(
+            start_guest(folder, spec, self._places.runtime), spec.boot_timeout + 10, self._progress
+        )
+
+    def status(self) -> list[dict[str, Any]]:
+        """The facts of each guest, as `pool status --json` prints them."""
+        return [_facts(folder) for folder in self._dir.guests()]
+
+    def remarks(self) -> list[str]:
+        """What a user should know of this pool: slower or less confined than it might be."""
+        return [str(remark) for remark in self._dir.spec().get("remarks", [])]
+
+    # --- down -------------------------------------------------------------------------------
+
+    def down(self) -> None:
+        """Ends all guests and removes every file of the pool; a second time does nothing."""
+        end_guests(self._dir.guests())
+        self._dir.remove()
+        shutil.rmtree(own_shares(self._places, self.name), ignore_errors=True)
+
+
+def only_pool(places: Places) -> str:
+    """The name to use when the caller gave none: `default`, or the only one there is."""
+    names = pool_names(places.runtime)
+    if DEFAULT_NAME in names or len(names) != 1:
+        return DEFAULT_NAME
+    return names[0]
+
+
+def _worn(folder: GuestDir) -> Path:
+    """Its existence says that somebody has leased the guest since it booted."""
+    return folder.path / "used"
+
+
+def _facts(folder: GuestDir) -> dict[str, Any]:
+    state = folder.state()
+    lease = folder.leased_by()
+    supervisor = folder.supervisor()
+    name = state.get("state", "starting")
+    if name in ("ready", "booting") and not (supervisor and supervisor.alive()):
+        name = "lost"
+    return {
+        "name": folder.name,
+        "state": "leased" if name == "ready" and lease is not None else name,
+        "qemu_pid": state.get("qemu_pid"),
+        "lease": lease,
+        "job": None,
+        "arch": state.get("arch"),
+        "accelerator": state.get("accelerator"),
+        "cpu": state.get("cpu"),
+        "memory": state.get("memory"),
+        "confinement": state.get("confinement"),
+        "boot_seconds": state.get("boot_seconds"),
+        "cause": state.get("cause", ""),
+        "share": folder.spec().get("work"),
+    }
