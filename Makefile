@@ -1,0 +1,40 @@
+# What to type: `make demo`, `make test`. Both install what they need, and say when that needs root.
+VENV := .venv
+BIN := $(VENV)/bin
+GUESTCTL := $(BIN)/guestctl
+
+.PHONY: help setup demo test test-here lint check bench proof clean
+
+help:
+	@echo "make demo    builds four packages in four ARMv5 guests"
+	@echo "make test    runs the whole test suite, as a user that is not root"
+	@echo "make bench   prints how fast things are, as ratios"
+	@echo "make lint    ruff and mypy alone"
+	@echo "make clean   removes what was built here; caches stay"
+
+setup:
+	@tools/setup.sh
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+# Tests run as an ordinary user; root gets one made for the purpose and a copy of the checkout.
+test:
+	@tools/setup.sh --packages-only
+	@tools/as-user.sh make --no-print-directory test-here
+
+test-here: setup
+	@tools/step.sh "style" $(MAKE) --no-print-directory lint
+	@tools/step.sh "guest-init, with sanitizers" $(MAKE) --no-print-directory -C guest-init check
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint:
+	$(BIN)/ruff check guestctl tests examples
+	$(BIN)/ruff format --check guestctl tests examples
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m tests.bench $(BENCH)
+
+clean:
+	rm -rf $(VENV) guest-init/out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,50 @@
+"""Real guests. The image is built when it is missing, which is most of a cold run's time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guestctl import Guest, Pool, image
+from guestctl.places import Places
+
+ARCH = "armv5l"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.guest)
+
+
+@pytest.fixture(scope="session")
+def armv5l_image(places: Places) -> image.Image:
+    return image.build(ARCH, cache_dir=places.cache)
+
+
+@pytest.fixture(scope="session")
+def pool(armv5l_image: image.Image, places: Places) -> Iterator[Pool]:
+    """One guest for all tests that leave it as they found it."""
+    with Pool(ARCH, 1, name=f"tests-{armv5l_image.id}", places=places) as made:
+        yield made
+
+
+@pytest.fixture
+def guest(pool: Pool) -> Iterator[Guest]:
+    with pool.lease(timeout=30) as leased:
+        yield leased
+
+
+@pytest.fixture(params=["mapped-file", "mapped-xattr"])
+def shared_guest(
+    request: pytest.FixtureRequest, armv5l_image: image.Image, places: Places
+) -> Iterator[Guest]:
+    """A pristine guest under each security model."""
+    with (
+        Pool(ARCH, 1, places=places, security_model=request.param) as made,
+        made.lease(timeout=30) as leased,
+    ):
+        yield leased

@@ -1,0 +1,166 @@
+"""Guests that die in every way: a clear error within five seconds, never a success or a hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from guestctl import Guest, GuestLost, Pool, PoolError
+from guestctl.image import Image
+from guestctl.places import Places
+from guestctl.processes import ProcessId
+
+LIMIT = 5.0
+
+
+@pytest.fixture
+def doomed(armv5l_image: Image, places: Places) -> Iterator[Pool]:
+    with Pool("armv5l", 1, places=places) as pool:
+        yield pool
+
+
+def kill_qemu(pool: Pool, _guest: Guest) -> None:
+    os.kill(pool.status()[0]["qemu_pid"], signal.SIGKILL)
+
+
+def crash_qemu(pool: Pool, _guest: Guest) -> None:
+    os.kill(pool.status()[0]["qemu_pid"], signal.SIGSEGV)
+
+
+def sysrq(letter: str) -> Callable[[Pool, Guest], None]:
+    def pull(_pool: Pool, guest: Guest) -> None:
+        guest.start(["sh", "-c", f"echo {letter} >/proc/sysrq-trigger"])
+
+    return pull
+
+
+FAULTS = {
+    "qemu killed": (kill_qemu, "signal 9"),
+    "qemu crashed": (crash_qemu, "signal 11"),
+    "kernel panic": (sysrq("c"), "kernel panicked"),
+    "agent killed": (sysrq("i"), "agent died"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_middle_of_a_command(doomed: Pool, fault: str) -> None:
+    strike, cause = FAULTS[fault]
+    with doomed.lease(timeout=30) as guest:
+        process = guest.start(["sleep", "1000"])
+        time.sleep(0.3)
+        begin = time.monotonic()
+        strike(doomed, guest)
+        with pytest.raises(GuestLost) as caught:
+            process.wait()
+        assert time.monotonic() - begin < LIMIT
+        assert cause in str(caught.value)
+        with pytest.raises(GuestLost):
+            guest.run(["true"])
+    (facts,) = doomed.status()
+    assert facts["state"] == "lost"
+    with pytest.raises(PoolError, match="alive"):
+        doomed.lease(timeout=1)
+    begin = time.monotonic()
+    doomed.down()
+    assert time.monotonic() - begin < LIMIT
+
+
+def test_an_idle_guest_that_dies_is_seen(doomed: Pool) -> None:
+    kill_qemu(doomed, None)  # type: ignore[arg-type]
+    deadline = time.monotonic() + LIMIT
+    while doomed.status()[0]["state"] != "lost":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_supervisor_that_dies_takes_its_qemu_along(doomed: Pool) -> None:
+    folder = doomed._dir.guests()[0]
+    supervisor, qemu = folder.supervisor(), folder.qemu()
+    assert supervisor is not None
+    assert qemu is not None
+    supervisor.send(signal.SIGKILL)
+    assert qemu.wait(LIMIT)
+    assert doomed.status()[0]["state"] == "lost"
+
+
+def test_run_says_lost_and_125(doomed: Pool, tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    argv = [sys.executable, "-m", "guestctl", "run", "--name", doomed.name]
+    argv += ["--result", str(result), "--", "sleep", "1000"]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 30
+        while doomed.status()[0]["state"] != "leased":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.5)
+        begin = time.monotonic()
+        kill_qemu(doomed, None)  # type: ignore[arg-type]
+        _, err = process.communicate(timeout=30)
+        assert time.monotonic() - begin < LIMIT
+    assert process.returncode == 125
+    assert b"guestctl: guest g0 was lost" in err
+    facts = json.loads(result.read_text())
+    assert (facts["outcome"], facts["status"]) == ("lost", 125)
+
+
+def test_a_holder_that_dies_frees_the_lease_but_not_before_its_job_is_gone(doomed: Pool) -> None:
+    script = (
+        "from guestctl import Pool; import sys, time\n"
+        f"guest = Pool.attach({doomed.name!r}).lease(10)\n"
+        "process = guest.start(['sleep', '1000'])\n"
+        "print('up', flush=True); time.sleep(100)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"up\n"
+    time.sleep(0.5)
+    holder.kill()
+    holder.communicate()
+    with pytest.raises(PoolError, match="free"):
+        doomed.lease(timeout=2)
+
+
+def test_down_in_the_middle_of_a_command(doomed: Pool) -> None:
+    with doomed.lease(timeout=30) as guest:
+        process = guest.start(["sleep", "1000"])
+        outcome: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                process.wait()
+            except GuestLost as error:
+                outcome.append(error)
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        doomed.down()
+        waiter.join(LIMIT)
+        assert outcome
+
+
+def test_a_controller_killed_while_booting_leaves_a_pool_that_can_be_taken_down(
+    armv5l_image: Image, places: Places
+) -> None:
+    name = f"killed-{os.getpid()}"
+    argv = [sys.executable, "-m", "guestctl", "pool", "up", "-n", "2", "--arch", "armv5l"]
+    process = subprocess.Popen([*argv, "--name", name], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not (places.runtime / "pools" / name / "g1" / "state.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    pool = Pool.attach(name, places=places)
+    known = [folder.qemu() for folder in pool._dir.guests()]
+    pool.down()
+    assert not (places.runtime / "pools" / name).exists()
+    assert not any(isinstance(qemu, ProcessId) and qemu.alive() for qemu in known)

@@ -1,0 +1,64 @@
+"""Imports point down only: each module has a layer, and imports none above its own."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "guestctl"
+
+# The layers of docs/architecture.md, lowest first.
+LAYERS: dict[str, int] = {
+    **dict.fromkeys(("errors", "spec", "targets", "version", "resources"), 0),
+    **dict.fromkeys(("events", "session", "wire", "vmeta", "recipe", "entry", "acl"), 1),
+    **dict.fromkeys(
+        ("places", "processes", "qemu", "rundir", "share", "archive", "tree", "packages"), 2
+    ),
+    **dict.fromkeys(("agent", "guest", "image", "imaging", "process", "translate"), 3),
+    **dict.fromkeys(("examine", "launch", "plan", "pool", "supervisor"), 4),
+    **dict.fromkeys(("__init__", "__main__", "cli"), 5),
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def top(path: Path) -> str:
+    """The module's name in LAYERS: its own, or its folder's."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of guestctl that `path` imports when it runs, not for type checkers alone."""
+    names: set[str] = set()
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "guestctl":
+            names |= {f"guestctl.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.split(".")[1] for name in names if name.startswith("guestctl.")}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    layer = LAYERS[top(path)]
+    above = {name for name in imported(path) if LAYERS.get(name, 0) > layer}
+    assert not above, f"{path.name} is of layer {layer} and imports {sorted(above)}"
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {top(path) for path in modules()} == set(LAYERS)
