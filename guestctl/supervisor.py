@@ -145,6 +145,7 @@ class Supervisor:
         """Asks the guest, unless somebody is talking to it."""
         lease = flocked(self._folder.lease)
         if lease is None:
+            self._quit()
             return
         try:
             agent = Agent.connect(connected_socket(self._folder.agent), timeout=2.0, orphan=0)
@@ -158,6 +159,17 @@ class Supervisor:
         finally:
             os.close(lease)
         assert self._running is not None
+        _reaped(self._running, _EXIT_TIMEOUT)
+
+    def _quit(self) -> None:
+        """Has QEMU write out its disks and end, while the agent is another's."""
+        from guestctl.qemu import monitor  # asyncio, which nobody waits for at the start
+
+        assert self._running is not None
+        try:
+            monitor.execute(self._folder.monitor, "quit", timeout=_EXIT_TIMEOUT)
+        except (GuestctlError, OSError):
+            return
         _reaped(self._running, _EXIT_TIMEOUT)
 
     def _end(self, cause: str) -> str:

@@ -1,0 +1,45 @@
+"""A pid with its start time: real processes, zombies, and pids that belong to another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from guestctl.processes import ProcessId
+
+
+def test_a_process_from_start_to_end() -> None:
+    child = subprocess.Popen(["sleep", "100"])
+    known = ProcessId.of(child.pid)
+    assert known.alive()
+    assert not known.wait(0.05)
+    assert known.send(signal.SIGKILL)
+    # A zombie has ended, although its pid is still taken.
+    assert known.wait(5)
+    assert not known.alive()
+    assert not known.send(signal.SIGTERM)
+    child.wait()
+    assert known.wait(0)
+
+
+def test_a_pid_that_was_given_to_another_is_left_alone() -> None:
+    me = ProcessId.of(os.getpid())
+    other = ProcessId(me.pid, me.start + 1)
+    assert not other.alive()
+    assert not other.send(signal.SIGKILL)
+    assert other.wait(0)
+
+
+def test_no_process() -> None:
+    with pytest.raises(ProcessLookupError):
+        ProcessId.of(2**22 + 1)
+
+
+def test_wait_has_a_deadline() -> None:
+    begin = time.monotonic()
+    assert not ProcessId.of(os.getpid()).wait(0.1)
+    assert time.monotonic() - begin < 2

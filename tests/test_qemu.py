@@ -1,0 +1,150 @@
+"""QEMU's command line is frozen, its confinement is real, its scratch disk leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from guestctl.errors import HostLacks
+from guestctl.qemu.accel import acceleration
+from guestctl.qemu.confine import Binding, confined_argv, probe_confinement
+from guestctl.qemu.machine import DESCRIPTORS, Machine, qemu_argv
+from guestctl.qemu.monitor import MonitorError, execute
+from guestctl.qemu.spawn import scratch_disk
+from guestctl.rundir import bound_socket
+from guestctl.spec import GuestSpec
+from guestctl.targets import TARGETS
+
+
+def spec(**changes: object) -> GuestSpec:
+    facts: dict[str, object] = {
+        "arch": "armv5l",
+        "name": "g0",
+        "hostname": "g0",
+        "kernel": "/i/kernel",
+        "initramfs": "/i/initramfs",
+        "root": "/i/root",
+        "dtb": "/i/dtb",
+        "work": "/s/a,b",
+        "base": "/s/base",
+        "scratch_folder": "/s",
+        "memory": 256,
+        "accelerator": "tcg",
+        "cpu": "arm926",
+        "namespaces": True,
+        **changes,
+    }
+    return GuestSpec(**facts)  # type: ignore[arg-type]
+
+
+NUMBERS = {name: number for number, name in enumerate(DESCRIPTORS, start=3)}
+
+
+def test_the_device_layout_is_frozen() -> None:
+    argv = qemu_argv(Machine.of(spec()), NUMBERS)
+    devices = [argv[at + 1] for at, word in enumerate(argv) if word == "-device"]
+    assert devices == [
+        "virtio-serial-pci",
+        "virtserialport,chardev=agent,name=org.guestctl.agent",
+        "virtio-9p-pci,fsdev=work,mount_tag=work",
+        "virtio-9p-pci,fsdev=base,mount_tag=base",
+        "virtio-blk-pci,drive=root,serial=root",
+        "virtio-blk-pci,drive=scratch,serial=scratch",
+        "virtio-rng-pci",
+    ]
+    assert "-nodefaults" in argv
+    assert "path=/s/a,,b" in " ".join(argv)
+    assert argv[argv.index("-sandbox") + 1].count("=deny") == 4
+
+
+@pytest.mark.parametrize("arch", sorted(TARGETS))
+def test_qemu_knows_every_targets_board_and_cpu(arch: str) -> None:
+    row = TARGETS[arch]
+    boards = subprocess.run([row.qemu, "-M", "help"], capture_output=True, check=True, timeout=30)
+    assert f"\n{row.board} " in boards.stdout.decode()
+    cpus = subprocess.run(
+        [row.qemu, "-M", row.board, "-cpu", "help"], capture_output=True, check=True, timeout=30
+    )
+    assert row.cpu in cpus.stdout.decode()
+
+
+def test_a_confined_program_sees_its_files_and_nothing_else(tmp_path: Path) -> None:
+    assert probe_confinement().namespaces, "this host allows no user namespaces"
+    (tmp_path / "mine").write_text("mine")
+    read, write = os.pipe()
+    script = "cat /guest/mine; ls /home /root /work 2>&1; ls -A /proc | grep -c '^[0-9]'"
+    argv = confined_argv(
+        ["sh", "-c", script],
+        [Binding(str(tmp_path / "mine"), "/guest/mine")],
+        network=False,
+        info=write,
+    )
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=30, check=False, pass_fds=[write]
+    )
+    os.close(write)
+    os.close(read)
+    assert done.stdout.startswith("mine")
+    assert done.stdout.count("No such file") == 3
+    # Its shell, cat's successors and nothing of the host.
+    assert int(done.stdout.split()[-1]) <= 4
+
+
+def test_the_scratch_disk_has_no_name(tmp_path: Path) -> None:
+    handle = scratch_disk(tmp_path, 64)
+    assert list(tmp_path.iterdir()) == []
+    assert os.fstat(handle).st_size == 64 << 20
+    assert os.pread(handle, 2, 1024 + 56) == b"\x53\xef"  # ext4's magic number
+    os.close(handle)
+
+
+def test_another_architecture_is_emulated(tmp_path: Path) -> None:
+    best = acceleration(TARGETS["armv5l"], tmp_path)
+    assert (best.name, best.cpu) == ("tcg", "arm926")
+    assert best.reason
+
+
+def test_kvm_is_used_only_where_it_was_seen_to_work(tmp_path: Path) -> None:
+    best = acceleration(TARGETS["x86_64"], tmp_path)
+    assert best.name in ("kvm", "tcg")
+    assert bool(best.reason) == (best.name == "tcg")
+
+
+def test_the_monitor_answers_and_quits(tmp_path: Path) -> None:
+    with bound_socket(tmp_path / "monitor") as listening:
+        qemu = subprocess.Popen(
+            [
+                *("qemu-system-arm", "-M", "none", "-nodefaults", "-display", "none"),
+                *("-chardev", f"socket,id=m,fd={listening.fileno()},server=on,wait=off"),
+                *("-mon", "chardev=m,mode=control"),
+            ],
+            pass_fds=[listening.fileno()],
+        )
+    try:
+        (status,) = execute(tmp_path / "monitor", "query-status")
+        assert status["status"] == "running"
+        execute(tmp_path / "monitor", "quit")
+        assert qemu.wait(10) == 0
+    finally:
+        qemu.kill()
+        qemu.wait()
+    with pytest.raises(MonitorError):
+        execute(tmp_path / "monitor", "query-status")
+
+
+def test_a_monitor_that_says_nothing_costs_its_deadline(tmp_path: Path) -> None:
+    with (
+        bound_socket(tmp_path / "monitor"),
+        pytest.raises(MonitorError, match="within"),
+    ):
+        execute(tmp_path / "monitor", "query-status", timeout=0.3)
+
+
+def test_no_mke2fs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guestctl.qemu.spawn._PATH", str(tmp_path))
+    with pytest.raises(HostLacks) as caught:
+        scratch_disk(tmp_path, 64)
+    assert "e2fsprogs" in caught.value.hint

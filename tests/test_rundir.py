@@ -1,0 +1,94 @@
+"""Run directories, sockets with long paths, locks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from guestctl.errors import PoolError, UsageError
+from guestctl.rundir import (
+    GuestDir,
+    PoolDir,
+    bound_socket,
+    connected_socket,
+    flocked,
+    pool_names,
+    read_json,
+    write_json,
+)
+
+
+def test_sockets_with_paths_of_any_length(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 200) / ("y" * 200)
+    folder.mkdir(parents=True)
+    with (
+        bound_socket(folder / "agent") as server,
+        connected_socket(folder / "agent") as client,
+    ):
+        peer, _ = server.accept()
+        client.sendall(b"hello")
+        assert peer.recv(5) == b"hello"
+        peer.close()
+    assert (folder / "agent").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_is_one_holders(tmp_path: Path) -> None:
+    first = flocked(tmp_path / "lease")
+    assert first is not None
+    assert flocked(tmp_path / "lease") is None
+    os.close(first)
+    second = flocked(tmp_path / "lease")
+    assert second is not None
+    os.close(second)
+
+
+def test_lease_tells_its_holder(tmp_path: Path) -> None:
+    guest = GuestDir(tmp_path)
+    assert guest.leased_by() is None
+    handle = flocked(guest.lease)
+    assert handle is not None
+    os.pwrite(handle, b"4321", 0)
+    assert guest.leased_by() == 4321
+    os.close(handle)
+    assert guest.leased_by() is None
+
+
+def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    write_json(tmp_path / "state.json", {"a": 1})
+    write_json(tmp_path / "state.json", {"b": "\udcff"})
+    assert read_json(tmp_path / "state.json") == {"b": "\udcff"}
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+    assert read_json(tmp_path / "none") == {}
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(PoolError, match="damaged"):
+        read_json(tmp_path / "state.json")
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "x" * 33, "a b", "ä"])
+def test_names_that_no_pool_has(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError):
+        PoolDir.named(tmp_path, name)
+
+
+def test_guests_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    pool = PoolDir.named(tmp_path, "p")
+    assert pool.guests() == []
+    tmp_path.chmod(0o700)
+    assert pool.create()
+    assert not pool.create()
+    for name in ("g10", "g2", "g0", "other"):
+        (pool.path / name).mkdir()
+    assert [guest.name for guest in pool.guests()] == ["g0", "g2", "g10"]
+    assert pool_names(tmp_path) == ["p"]
+    pool.remove()
+    assert pool_names(tmp_path) == []
+
+
+def test_the_consoles_tail_is_text_whatever_it_holds(tmp_path: Path) -> None:
+    guest = GuestDir(tmp_path)
+    assert guest.console_tail() == ""
+    guest.console.write_bytes(b"x" * 9000 + b"\r\n\xff end")
+    assert guest.console_tail().endswith("\n\\xff end")
+    assert len(guest.console_tail()) < 5000
