@@ -1,0 +1,31 @@
+"""Where the data files are: recipes, locks, kernel symbol lists and the sources of guest-init.
+
+In a checkout they lie beside the package, in an installed wheel in `guestctl/data`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from guestctl.errors import HostLacks
+
+__all__ = ["guest_init", "images"]
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def images() -> Path:
+    """Returns the folder of recipes, locks and kernel symbol lists."""
+    return _find("images")
+
+
+def guest_init() -> Path:
+    """Returns the folder of guest-init's sources. It may be read-only."""
+    return _find("guest-init")
+
+
+def _find(name: str) -> Path:
+    for folder in (_PACKAGE / "data" / name, _PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise HostLacks(f"this installation of guestctl has no {name} folder", hint="install it again")
