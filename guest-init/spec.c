@@ -52,7 +52,6 @@ static int add_numbers(struct spec *spec, uint8_t tag, const uint8_t *value, siz
 	case R_CREDENTIALS:
 		if (size != 8)
 			return EPROTO;
-		spec->credentials = true;
 		spec->uid = get32(value);
 		spec->gid = get32(value + 4);
 		/* All ones means "leave it" to the kernel. */

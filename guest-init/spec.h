@@ -39,7 +39,6 @@ struct spec {
 	char **envp;
 	const char *cwd;
 	const char *root;		/* NULL: none */
-	bool credentials;		/* were asked for */
 	uint32_t uid, gid;
 	uint32_t umask;
 	int limit_count;
