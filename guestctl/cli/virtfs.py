@@ -1,0 +1,205 @@
+"""`guestctl virtfs`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from guestctl.cli.output import json_option, print_json
+
+__all__ = ["group"]
+
+_MODELS = click.Choice(["mapped-file", "mapped-xattr"])
+_model_option = click.option(
+    "--security-model", type=_MODELS, default=None, help="Of the tree; found out by default."
+)
+Progress = Callable[[int, int], None]
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Progress | None]:
+    """A line that counts entries and bytes, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        TextColumn("{task.fields[entries]} entries"),
+        TextColumn("{task.fields[shown]}"),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None, entries=0, shown="")
+
+        def step(entries: int, size: int) -> None:
+            if entries % 64 == 0:
+                bar.update(task, completed=size, entries=entries, shown=f"{size / 1e6:.0f} MB")
+
+        yield step
+
+
+def _warn(lines: tuple[str, ...]) -> None:
+    for line in lines:
+        click.echo(f"warning: {line}", err=True)
+
+
+@click.group()
+def group() -> None:
+    """Turn archives into shared trees, and back.
+
+    \b
+    Examples:
+      guestctl virtfs stage rootfs.tar tree
+      guestctl virtfs collect tree artifact.tar.gz --path inst --mtime 0
+    """
+
+
+@group.command()
+@click.argument("source")
+@click.argument("tree")
+@click.option("--into", default=None, metavar="SUBDIR", help="Stage below this folder of the tree.")
+@click.option("--link", is_flag=True, help="Link unpacked artifacts from the cache (read-only).")
+@click.option("--follow-dirs", is_flag=True, help="Go through links to directories in the tree.")
+@click.option("--exclude-vcs", is_flag=True, help="Leave out .git and the like of a folder.")
+@click.option("--max-entries", type=click.IntRange(min=1), default=None, help="Limit on entries.")
+@click.option("--max-bytes", type=click.IntRange(min=1), default=None, help="Limit on bytes.")
+@click.option("--max-depth", type=click.IntRange(min=1), default=None, help="Limit on depth.")
+@click.option("--max-ratio", type=float, default=None, help="Limit on growth by unpacking.")
+@_model_option
+@json_option
+def stage(
+    source: str,
+    tree: str,
+    into: str | None,
+    link: bool,
+    follow_dirs: bool,
+    exclude_vcs: bool,
+    max_entries: int | None,
+    max_bytes: int | None,
+    max_depth: int | None,
+    max_ratio: float | None,
+    security_model: str | None,
+    as_json: bool,
+) -> None:
+    """Unpack SOURCE, an archive, a directory, or - for standard input, into the virtfs TREE.
+
+    \b
+    Examples:
+      guestctl virtfs stage sysroot.tar.zst tree
+      curl -L https://example.org/zlib.tar.gz | guestctl virtfs stage - tree --into build
+    """
+    from dataclasses import replace
+
+    from guestctl import translate
+
+    given = {
+        "entries": max_entries,
+        "bytes": max_bytes,
+        "depth": max_depth,
+        "ratio": max_ratio,
+    }
+    limits = replace(
+        translate.Limits(), **{key: value for key, value in given.items() if value is not None}
+    )
+    with _progress("staging") as progress:
+        report = translate.stage(
+            sys.stdin.buffer if source == "-" else source,
+            tree,
+            into=into,
+            follow_dirs=follow_dirs,
+            link=link,
+            security_model=security_model,
+            limits=limits,
+            progress=progress,
+            exclude_vcs=exclude_vcs,
+        )
+    _warn(report.warnings)
+    if as_json:
+        print_json({"entries": report.entries, "bytes": report.bytes, "warnings": report.warnings})
+
+
+def _epoch() -> int | None:
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise click.UsageError(f"SOURCE_DATE_EPOCH is no number: {text!r}") from None
+
+
+@group.command()
+@click.argument("tree")
+@click.argument("out")
+@click.option("--path", default=None, metavar="SUBDIR", help="Only this folder, as the root.")
+@click.option(
+    "--mtime",
+    type=int,
+    default=None,
+    metavar="EPOCH",
+    help="No time is later than this. Default: SOURCE_DATE_EPOCH, if set.",
+)
+@_model_option
+@json_option
+def collect(
+    tree: str,
+    out: str,
+    path: str | None,
+    mtime: int | None,
+    security_model: str | None,
+    as_json: bool,
+) -> None:
+    """Pack the virtfs TREE as OUT: .tar, .tar.gz, .tar.xz or .tar.zst, or - for standard output.
+
+    \b
+    Example:
+      guestctl virtfs collect tree zlib.tar.zst --path inst --mtime 0
+    """
+    from guestctl import translate
+
+    if out == "-" and as_json:
+        raise click.UsageError("the archive goes to standard output: it has no place for --json")
+    with _progress("collecting") as progress:
+        report = translate.collect(
+            tree,
+            sys.stdout.buffer if out == "-" else out,
+            path=path,
+            mtime=_epoch() if mtime is None else mtime,
+            security_model=security_model,
+            progress=progress,
+        )
+    _warn(report.warnings)
+    if as_json:
+        print_json({"entries": report.entries, "bytes": report.bytes, "warnings": report.warnings})
+
+
+@group.command("list")
+@click.argument("tree")
+@click.option("--path", default=None, metavar="SUBDIR", help="Only this folder.")
+@_model_option
+@json_option
+def list_(tree: str, path: str | None, security_model: str | None, as_json: bool) -> None:
+    """Show TREE as the guest sees it, like `tar -tv`.
+
+    \b
+    Example:
+      guestctl virtfs list tree --path etc
+    """
+    from guestctl import translate
+    from guestctl.listing import facts, line
+
+    entries = translate.list_tree(tree, path=path, security_model=security_model)
+    if as_json:
+        print_json({"entries": [facts(entry) for entry in entries]})
+        return
+    for entry in entries:
+        click.echo(line(entry))

@@ -1,0 +1,247 @@
+"""What libarchive does for us: rare compressions in, cpio in, xz and zstd out with threads.
+
+Only filters and the cpio format are enabled: its other formats can name local files (mtree) or
+are a needless surface. The library is called through libarchive-c's table of functions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from guestctl.entry import Entry, clean_path
+from guestctl.errors import ArchiveError, HostLacks
+
+__all__ = ["Compressor", "CpioReader", "filtered"]
+
+_CHUNK = 1 << 18
+_OK, _EOF, _WARN = 0, 1, -20
+_OPEN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_READ = ctypes.CFUNCTYPE(
+    ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
+)
+_WRITE = ctypes.CFUNCTYPE(
+    ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
+)
+
+
+def _library() -> Any:
+    try:
+        import libarchive.ffi
+    except (ImportError, OSError, AttributeError) as error:
+        raise HostLacks(
+            f"libarchive cannot be loaded: {error}", hint="install libarchive13"
+        ) from error
+    return ctypes.CDLL(libarchive.ffi.libarchive_path)
+
+
+def _typed(lib: Any, name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(lib, name)
+    function.restype = result
+    function.argtypes = arguments
+    return function
+
+
+class _Lib:
+    """The functions that we use, with their types. A handle of our own: types are per handle."""
+
+    def __init__(self) -> None:
+        lib = _library()
+        p, i, s, z = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t
+        q = ctypes.c_int64
+        self.read_new = _typed(lib, "archive_read_new", p)
+        self.filter_all = _typed(lib, "archive_read_support_filter_all", i, p)
+        self.format_raw = _typed(lib, "archive_read_support_format_raw", i, p)
+        self.format_empty = _typed(lib, "archive_read_support_format_empty", i, p)
+        self.format_cpio = _typed(lib, "archive_read_support_format_cpio", i, p)
+        self.read_open = _typed(lib, "archive_read_open", i, p, p, _OPEN, _READ, p)
+        self.next_header = _typed(lib, "archive_read_next_header", i, p, ctypes.POINTER(p))
+        self.read_data = _typed(lib, "archive_read_data", ctypes.c_ssize_t, p, p, z)
+        self.read_free = _typed(lib, "archive_read_free", i, p)
+        self.error_string = _typed(lib, "archive_error_string", s, p)
+        self.pathname = _typed(lib, "archive_entry_pathname", s, p)
+        self.symlink = _typed(lib, "archive_entry_symlink", s, p)
+        self.hardlink = _typed(lib, "archive_entry_hardlink", s, p)
+        self.mode = _typed(lib, "archive_entry_mode", ctypes.c_uint, p)
+        self.uid = _typed(lib, "archive_entry_uid", q, p)
+        self.gid = _typed(lib, "archive_entry_gid", q, p)
+        self.size = _typed(lib, "archive_entry_size", q, p)
+        self.mtime = _typed(lib, "archive_entry_mtime", q, p)
+        self.rdevmajor = _typed(lib, "archive_entry_rdevmajor", ctypes.c_ulong, p)
+        self.rdevminor = _typed(lib, "archive_entry_rdevminor", ctypes.c_ulong, p)
+        self.write_new = _typed(lib, "archive_write_new", p)
+        self.write_raw = _typed(lib, "archive_write_set_format_raw", i, p)
+        self.write_filter = _typed(lib, "archive_write_add_filter_by_name", i, p, s)
+        self.write_options = _typed(lib, "archive_write_set_filter_option", i, p, s, s, s)
+        self.write_block = _typed(lib, "archive_write_set_bytes_per_block", i, p, i)
+        self.write_open = _typed(lib, "archive_write_open", i, p, p, _OPEN, _WRITE, p)
+        self.write_header = _typed(lib, "archive_write_header", i, p, p)
+        self.write_data = _typed(lib, "archive_write_data", ctypes.c_ssize_t, p, s, z)
+        self.write_close = _typed(lib, "archive_write_close", i, p)
+        self.write_free = _typed(lib, "archive_write_free", i, p)
+        self.entry_new = _typed(lib, "archive_entry_new", p)
+        self.entry_free = _typed(lib, "archive_entry_free", None, p)
+        self.set_filetype = _typed(lib, "archive_entry_set_filetype", None, p, ctypes.c_uint)
+        self.set_pathname = _typed(lib, "archive_entry_set_pathname", None, p, s)
+
+    def why(self, handle: Any) -> str:
+        return (self.error_string(handle) or b"unknown error").decode(errors="replace").strip()
+
+
+class _In:
+    """A read handle fed by a Python function."""
+
+    def __init__(self, read: Callable[[int], bytes], name: str, *, raw: bool) -> None:
+        self.lib = _Lib()
+        self.name = name
+        self.failure: BaseException | None = None
+        self._block: Any = None
+        self.handle = self.lib.read_new()
+        if raw:
+            self.lib.filter_all(self.handle)
+            self.lib.format_raw(self.handle)
+            self.lib.format_empty(self.handle)
+        else:
+            self.lib.format_cpio(self.handle)
+
+        def pull(_archive: Any, _data: Any, pointer: Any) -> int:
+            try:
+                data = read(_CHUNK)
+            except BaseException as error:  # it must not cross the C frames
+                self.failure = error
+                return -1
+            self._block = ctypes.create_string_buffer(data, max(len(data), 1))
+            pointer[0] = ctypes.cast(self._block, ctypes.c_void_p)
+            return len(data)
+
+        self._pull = _READ(pull)
+        self.check(self.lib.read_open(self.handle, None, _OPEN(), self._pull, None))
+
+    def check(self, status: int) -> int:
+        if self.failure is not None:
+            raise self.failure
+        if status < _WARN or (status < 0 and status != _WARN):
+            raise ArchiveError(f"{self.name}: {self.lib.why(self.handle)}")
+        return status
+
+    def next(self) -> Any:
+        entry = ctypes.c_void_p()
+        if self.check(self.lib.next_header(self.handle, ctypes.byref(entry))) == _EOF:
+            return None
+        return entry
+
+    def data(self, buffer: Any) -> bytes:
+        got = self.lib.read_data(self.handle, buffer, len(buffer))
+        if got < 0:
+            self.check(-30)
+        return bytes(buffer.raw[:got]) if got < len(buffer) else bytes(buffer.raw)
+
+    def close(self) -> None:
+        self.lib.read_free(self.handle)
+
+
+def filtered(read: Callable[[int], bytes], name: str) -> Iterator[bytes]:
+    """Yields the plain bytes of a stream in any compression that libarchive knows."""
+    source = _In(read, name, raw=True)
+    try:
+        if source.next() is None:
+            return
+        buffer = ctypes.create_string_buffer(_CHUNK)
+        while data := source.data(buffer):
+            yield data
+    finally:
+        source.close()
+
+
+class CpioReader:
+    """The members of a cpio archive; `size` is that of the payload of the one just yielded."""
+
+    def __init__(self, read: Callable[[int], bytes], name: str) -> None:
+        self.name = name
+        self._in = _In(read, name, raw=False)
+        self._buffer = ctypes.create_string_buffer(_CHUNK)
+        self.size = 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        lib = self._in.lib
+        while (member := self._in.next()) is not None:
+            raw = lib.pathname(member) or b""
+            shown = os.fsdecode(raw)
+            mode = lib.mode(member)
+            link = lib.hardlink(member)
+            try:
+                path = clean_path(raw)
+                target = None if link is None else clean_path(link)
+            except ValueError as error:
+                raise ArchiveError(f"{self.name}: {shown}: {error}") from None
+            self.size = lib.size(member) if stat.S_ISREG(mode) else 0
+            yield Entry(
+                path,
+                mode,
+                lib.uid(member),
+                lib.gid(member),
+                lib.mtime(member) * 10**9,
+                self.size,
+                (lib.symlink(member) or b"") if stat.S_ISLNK(mode) else b"",
+                target,
+                (lib.rdevmajor(member), lib.rdevminor(member)),
+            )
+
+    def read(self, _size: int) -> bytes:
+        return self._in.data(self._buffer)
+
+    def close(self) -> None:
+        self._in.close()
+
+
+class Compressor:
+    """Compresses through one of libarchive's filters with threads; the bytes go to `sink`."""
+
+    def __init__(self, sink: Callable[[bytes], None], kind: str, threads: int) -> None:
+        self._lib = _Lib()
+        self._failure: BaseException | None = None
+        self._handle = self._lib.write_new()
+
+        def push(_archive: Any, _data: Any, pointer: int, size: int) -> int:
+            try:
+                sink(ctypes.string_at(pointer, size))
+            except BaseException as error:  # it must not cross the C frames
+                self._failure = error
+                return -1
+            return size
+
+        self._push = _WRITE(push)
+        if self._lib.write_filter(self._handle, kind.encode()) != _OK:
+            raise HostLacks(f"libarchive cannot write {kind}: {self._lib.why(self._handle)}")
+        # More than one thread always: the number of them must not change the bytes.
+        self._lib.write_options(
+            self._handle, kind.encode(), b"threads", str(max(2, threads)).encode()
+        )
+        self._lib.write_raw(self._handle)
+        self._lib.write_block(self._handle, 0)
+        self._check(self._lib.write_open(self._handle, None, _OPEN(), self._push, None))
+        entry = self._lib.entry_new()
+        self._lib.set_filetype(entry, stat.S_IFREG)
+        self._lib.set_pathname(entry, b"data")
+        self._check(self._lib.write_header(self._handle, entry))
+        self._lib.entry_free(entry)
+
+    def _check(self, status: int) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if status < 0:
+            raise ArchiveError(f"compressing: {self._lib.why(self._handle)}")
+
+    def write(self, data: bytes) -> None:
+        self._check(self._lib.write_data(self._handle, data, len(data)))
+
+    def finish(self) -> None:
+        self._check(self._lib.write_close(self._handle))
+
+    def close(self) -> None:
+        if self._handle:
+            self._lib.write_free(self._handle)
+            self._handle = None

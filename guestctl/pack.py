@@ -1,0 +1,185 @@
+"""Where a collected archive goes: a file by its final name only when whole, or a stream.
+
+The compression is chosen by the name. It never depends on how many processors there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO, Protocol
+
+from guestctl.errors import UsageError
+from guestctl.stream import CHUNK, copy_range, write_all
+
+__all__ = ["Sink", "open_sink"]
+
+_BLOCK = 4 << 20  # a member of a gzip file; compressed side by side
+_BIG = 1 << 16
+
+
+class _Filter(Protocol):
+    def write(self, data: bytes) -> None: ...
+    def finish(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Gzip:
+    """gzip in members of fixed size, several at once: any gunzip reads them as one stream."""
+
+    def __init__(self, sink: Callable[[bytes], None], threads: int) -> None:
+        self._sink = sink
+        self._pool = ThreadPoolExecutor(max(1, threads))
+        self._jobs: deque[Future[bytes]] = deque()
+        self._most = max(1, threads) + 1
+        self._buffer = bytearray()
+        self._any = False
+
+    @staticmethod
+    def _member(data: bytes) -> bytes:
+        engine = zlib.compressobj(6, zlib.DEFLATED, 31)
+        return engine.compress(data) + engine.flush()
+
+    def write(self, data: bytes) -> None:
+        self._buffer += data
+        while len(self._buffer) >= _BLOCK:
+            self._submit(bytes(self._buffer[:_BLOCK]))
+            del self._buffer[:_BLOCK]
+
+    def _submit(self, data: bytes) -> None:
+        self._any = True
+        self._jobs.append(self._pool.submit(self._member, data))
+        while len(self._jobs) > self._most:
+            self._sink(self._jobs.popleft().result())
+
+    def finish(self) -> None:
+        if self._buffer or not self._any:
+            self._submit(bytes(self._buffer))
+        while self._jobs:
+            self._sink(self._jobs.popleft().result())
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+class Sink:
+    """Takes the bytes of an archive; in order, buffered."""
+
+    def __init__(self, write: Callable[[bytes], object], fd: int = -1) -> None:
+        """`fd` is that of a plain file that may be copied to within the kernel, or -1."""
+        self._write = write
+        self._fd = fd
+        self._buffer = bytearray()
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        self._buffer += data
+        self.size += len(data)
+        if len(self._buffer) >= CHUNK:
+            self.flush()
+
+    def copy(self, fd: int, offset: int, size: int) -> bool:
+        """Copies a region of `fd`; False if the file ended before."""
+        self.size += size
+        if self._fd >= 0 and size >= _BIG:
+            self.flush()
+            return copy_range(fd, offset, self._fd, size) == size
+        while size:
+            data = os.pread(fd, min(size, CHUNK), offset)
+            if not data:
+                return False
+            self._buffer += data
+            if len(self._buffer) >= CHUNK:
+                self.flush()
+            offset += len(data)
+            size -= len(data)
+        return True
+
+    def flush(self) -> None:
+        if self._buffer:
+            self._write(bytes(self._buffer))
+            self._buffer.clear()
+
+
+def _filter(name: str, raw: Callable[[bytes], None], threads: int) -> _Filter | None:
+    if name.endswith((".tar.gz", ".tgz")):
+        return _Gzip(raw, threads)
+    for endings, kind in (((".tar.xz", ".txz"), "xz"), ((".tar.zst", ".tzst"), "zstd")):
+        if name.endswith(endings):
+            from guestctl import libarc
+
+            return libarc.Compressor(raw, kind, threads)
+    if not name.endswith(".tar"):
+        raise UsageError(
+            f"{name}: its ending names no kind of archive",
+            hint="known are .tar, .tar.gz, .tar.xz and .tar.zst",
+        )
+    return None
+
+
+@contextlib.contextmanager
+def open_sink(
+    out: str | bytes | os.PathLike[str] | os.PathLike[bytes] | BinaryIO, threads: int
+) -> Iterator[Sink]:
+    """Yields where to write. A file appears under its name when all went well, and only then."""
+    if not isinstance(out, (str, bytes, os.PathLike)):
+        writer = out
+
+        def push(data: bytes) -> None:
+            view = memoryview(data)
+            while view:  # a raw stream may take less
+                view = view[writer.write(view) or len(view) :]
+
+        sink = Sink(push)
+        yield sink
+        sink.flush()
+        writer.flush()
+        return
+    path = os.fsencode(out)
+    folder, name = os.path.split(path)
+    dir_fd = os.open(folder or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with _to_file(dir_fd, name, threads) as sink:
+            yield sink
+    finally:
+        os.close(dir_fd)
+
+
+@contextlib.contextmanager
+def _to_file(dir_fd: int, name: bytes, threads: int) -> Iterator[Sink]:
+    aside = b".%b.%d.part" % (name[:200], os.getpid())
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(aside, dir_fd=dir_fd)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    shown = os.fsdecode(name)
+
+    def raw(data: bytes) -> None:
+        write_all(fd, data)
+
+    fd = -1
+    squeeze: _Filter | None = None
+    try:
+        squeeze = _filter(shown, raw, threads)
+        fd = os.open(aside, flags, 0o666, dir_fd=dir_fd)
+        sink = Sink(squeeze.write) if squeeze else Sink(raw, fd)
+        yield sink
+        sink.flush()
+        if squeeze:
+            squeeze.finish()
+        os.fsync(fd)
+        os.rename(aside, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        os.fsync(dir_fd)
+    except BaseException:
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(aside, dir_fd=dir_fd)
+        raise
+    finally:
+        if squeeze:
+            squeeze.close()
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,540 @@
+"""Writes entries into a virtfs tree: each with complete metadata, none through a link."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from guestctl.entry import TARGET_MAX, Entry, type_name
+from guestctl.errors import ArchiveError, TreeError
+from guestctl.stream import Stream, write_all
+from guestctl.tree import NEW_FILE, open_dir, read_small
+from guestctl.vmeta import (
+    ACL_PREFIX,
+    ASIDE_PREFIX,
+    MAPPED_FILE,
+    META_DIR,
+    META_MAX,
+    ROOT_FILE,
+    SEAL,
+    VIRTFS_PREFIX,
+    decode_text,
+    decode_xattrs,
+    encode_rdev,
+    encode_text,
+    encode_xattrs,
+    has_rdev,
+)
+
+__all__ = ["TreeWriter"]
+
+_OPEN_MAX = 192  # folders held open, two descriptors each
+_LINKS_MAX = 40
+_IMPLICIT = stat.S_IFDIR | 0o755
+_LOST = (errno.ENOTSUP, errno.ENOSPC, errno.E2BIG, errno.EPERM, errno.ERANGE, errno.EDQUOT)
+Pairs = list[tuple[bytes, bytes]]
+
+
+class _Dir:
+    """A folder of the tree: `path` from the root, and open descriptors."""
+
+    __slots__ = ("fd", "meta", "path")
+
+    def __init__(self, path: bytes, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+        self.meta = -1
+
+    def close(self) -> None:
+        os.close(self.fd)
+        if self.meta >= 0:
+            os.close(self.meta)
+
+
+class TreeWriter:
+    """Used for one stage: the entry methods in archive order, then `finish`, and always `close`."""
+
+    def __init__(
+        self,
+        root: int,
+        model: str,
+        *,
+        label: str,
+        into: bytes = b"",
+        follow_dirs: bool = False,
+        warn: Callable[[str], None],
+    ) -> None:
+        """`root` is a descriptor of the tree's root; `label` names the source in messages."""
+        self.aside = False  # whether anything was kept aside
+        self._file_model = model == MAPPED_FILE
+        self._label = label
+        self._into = into
+        self._follow = follow_dirs
+        self._warn = warn
+        self._root = _Dir(b"", os.dup(root))
+        self._dirs: dict[bytes, _Dir] = {b"": self._root}
+        self._times: dict[bytes, int] = {}
+        self._later: list[Entry] = []
+        self._now = 0  # mtime for folders that no member names
+        self._exact = self._probe()
+
+    def _probe(self) -> bool:
+        """Whether new files get their mode whole, or the umask takes from it."""
+        fd = os.open(ROOT_FILE + b".probe", NEW_FILE, 0o700, dir_fd=self._root.fd)
+        try:
+            return stat.S_IMODE(os.fstat(fd).st_mode) == 0o700
+        finally:
+            os.close(fd)
+            os.unlink(ROOT_FILE + b".probe", dir_fd=self._root.fd)
+
+    def _fail(self, entry: Entry, what: str, hint: str = "") -> ArchiveError:
+        return ArchiveError(f"{self._label}: {entry.shown}: {what}", hint=hint)
+
+    # Folders
+
+    def begin(self) -> None:
+        """Makes the folder to stage into, and the root's own metadata where it has none."""
+        if self._file_model:
+            if ROOT_FILE not in map(os.fsencode, os.listdir(self._root.fd)):
+                self._attributes(self._root, Entry(b"", _IMPLICIT))
+        else:
+            self._attributes(self._root, Entry(b"", _IMPLICIT), keep=True)
+        self._dir(self._into, Entry(self._into, _IMPLICIT))
+
+    def _full(self, path: bytes) -> bytes:
+        if not self._into:
+            return path
+        return self._into + b"/" + path if path else self._into
+
+    def _dir(self, path: bytes, entry: Entry, *, create: bool = True) -> _Dir:
+        """Returns the folder at `path`, made if missing; KeyError if missing and not `create`."""
+        found = self._dirs.get(path)
+        if found is not None:
+            return found
+        at = path
+        while at not in self._dirs:
+            at = at.rpartition(b"/")[0]
+        here = self._dirs[at]
+        for name in path[len(at) :].strip(b"/").split(b"/"):
+            at = at + b"/" + name if at else name
+            here = self._child(here, name, at, entry, create)
+        return here
+
+    def _child(self, here: _Dir, name: bytes, at: bytes, entry: Entry, create: bool) -> _Dir:
+        if len(self._dirs) >= _OPEN_MAX:
+            self._shed(at)
+            here = self._dirs.get(here.path) or self._dir(here.path, entry, create=False)
+        path = here.path + b"/" + name if here.path else name
+        try:
+            fd = open_dir(name, here.fd)
+        except FileNotFoundError:
+            if not create:
+                raise KeyError(at) from None
+            fd = self._mkdir(here, name)
+            self._times[path] = entry.mtime
+            self._dirs[at] = child = _Dir(path, fd)
+            self._attributes(child, Entry(path, _IMPLICIT), parent=here)
+            return child
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            if self._link_text(here, name) is not None and self._follow:
+                child = self._resolve(here, name, entry)
+                self._dirs[at] = copy = _Dir(child.path, os.dup(child.fd))
+                return copy
+            what = self._what(here, name)
+            raise self._fail(
+                entry,
+                f"{os.fsdecode(at)} is a {what}, not a directory",
+                "use --follow-dirs to go through links to directories" if what == "symlink" else "",
+            ) from None
+        self._dirs[at] = child = _Dir(path, fd)
+        return child
+
+    def _shed(self, at: bytes) -> None:
+        """Closes all folders but those that lead to `at`."""
+        for path in list(self._dirs):
+            if path and not (at + b"/").startswith(path + b"/"):
+                self._dirs.pop(path).close()
+
+    def _mkdir(self, here: _Dir, name: bytes) -> int:
+        os.mkdir(name, 0o700, dir_fd=here.fd)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here.fd)
+        if not self._exact:
+            os.fchmod(fd, 0o700)
+        return fd
+
+    def _meta(self, here: _Dir, *, create: bool = True) -> int:
+        if here.meta < 0:
+            try:
+                here.meta = open_dir(META_DIR, here.fd)
+            except FileNotFoundError:
+                if not create:
+                    return -1
+                here.meta = self._mkdir(here, META_DIR)
+            except NotADirectoryError:
+                raise TreeError(
+                    f"{os.fsdecode(here.path) or '.'}: its {META_DIR.decode()} is no directory"
+                ) from None
+        return here.meta
+
+    # What is there already
+
+    def _stored(self, here: _Dir, name: bytes) -> int:
+        """The mode that the guest sees of an existing entry; 0 if there is none."""
+        try:
+            info = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return 0
+        mode = None
+        if self._file_model:
+            meta = self._meta(here, create=False)
+            with contextlib.suppress(ValueError):
+                text = read_small(name, meta, META_MAX) if meta >= 0 else None
+                mode = decode_text(text).mode if text else None
+        elif stat.S_ISREG(info.st_mode):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here.fd)
+            try:
+                with contextlib.suppress(OSError):
+                    mode = decode_xattrs(
+                        {b"user.virtfs.mode": os.getxattr(fd, b"user.virtfs.mode")}
+                    ).mode
+            finally:
+                os.close(fd)
+        if mode is None or not stat.S_ISREG(info.st_mode) or not stat.S_IFMT(mode):
+            return info.st_mode
+        return mode
+
+    def _what(self, here: _Dir, name: bytes) -> str:
+        return type_name(self._stored(here, name))
+
+    def _link_text(self, here: _Dir, name: bytes) -> bytes | None:
+        """The target of the symbolic link of that name, if it is one of the tree's form."""
+        if not stat.S_ISLNK(self._stored(here, name)):
+            return None
+        try:
+            return read_small(name, here.fd, TARGET_MAX) or None
+        except ValueError:
+            return None  # a link of the host: never followed
+
+    def _resolve(self, here: _Dir, name: bytes, entry: Entry) -> _Dir:
+        """Follows a link to a folder inside of what is staged into, as the guest would."""
+        todo = [name]
+        budget = _LINKS_MAX
+        while todo:
+            part = todo.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                inside = here.path != self._into and here.path
+                up = here.path.rpartition(b"/")[0] if inside else self._into
+                here = self._dir(up, entry, create=False)
+                continue
+            path = here.path + b"/" + part if here.path else part
+            try:
+                here = self._dirs.get(path) or self._plain(here, part, path)
+            except (FileNotFoundError, NotADirectoryError):
+                text = self._link_text(here, part)
+                budget -= 1
+                if text is None or budget < 0:
+                    raise self._fail(entry, "a link on its way leads to no directory") from None
+                if text.startswith(b"/"):
+                    here = self._dir(self._into, entry, create=False)
+                todo += reversed(text.split(b"/"))
+        return here
+
+    def _plain(self, here: _Dir, name: bytes, path: bytes) -> _Dir:
+        fd = open_dir(name, here.fd)
+        self._dirs[path] = child = _Dir(path, fd)
+        return child
+
+    def _clear(self, here: _Dir, name: bytes, entry: Entry) -> None:
+        """Removes what stands at `name`, data and metadata; a folder only if it is empty."""
+        try:
+            os.unlink(name, dir_fd=here.fd)
+        except FileNotFoundError:
+            pass
+        except (IsADirectoryError, PermissionError):
+            self._clear_dir(here, name, entry)
+        if self._file_model:
+            meta = self._meta(here, create=False)
+            if meta >= 0:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=meta)
+
+    def _clear_dir(self, here: _Dir, name: bytes, entry: Entry) -> None:
+        path = here.path + b"/" + name if here.path else name
+        fd = open_dir(name, here.fd)
+        try:
+            if [other for other in os.listdir(fd) if os.fsencode(other) != META_DIR]:
+                raise self._fail(entry, "it would replace a directory that is not empty")
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(META_DIR, dir_fd=fd)
+        except OSError as error:
+            raise self._fail(entry, f"it would replace a directory: {error.strerror}") from error
+        finally:
+            os.close(fd)
+        for at in [at for at, known in self._dirs.items() if known.path == path]:
+            self._dirs.pop(at).close()
+        self._times.pop(path, None)
+        os.rmdir(name, dir_fd=here.fd)
+
+    # Metadata
+
+    def _attributes(
+        self, child: _Dir, entry: Entry, *, parent: _Dir | None = None, keep: bool = False
+    ) -> None:
+        """Sets the metadata of a folder; with `keep`, only where there is none (mapped-xattr)."""
+        direct, aside = self._split(entry)
+        if not self._file_model:
+            have = {os.fsencode(name) for name in os.listxattr(child.fd)}
+            if keep and b"user.virtfs.mode" in have:
+                return
+            for name in have:
+                if name.startswith((ASIDE_PREFIX, ACL_PREFIX)):
+                    os.removexattr(child.fd, name)
+            pairs = encode_xattrs(entry.uid, entry.gid, entry.mode)
+            self._set(child.fd, [*pairs, *direct, *aside], entry)
+            return
+        text = encode_text(entry.uid, entry.gid, entry.mode)
+        if parent is None:
+            self._text(self._root.fd, ROOT_FILE, text, aside, entry)
+        else:
+            name = child.path.rpartition(b"/")[2]
+            self._text(self._meta(parent), name, text, aside, entry)
+        if direct:
+            self._set(child.fd, direct, entry)
+
+    def _text(self, meta: int, name: bytes, text: bytes, aside: Pairs, entry: Entry) -> None:
+        try:
+            fd = os.open(name, NEW_FILE, 0o600, dir_fd=meta)
+        except FileExistsError:
+            try:
+                os.unlink(name, dir_fd=meta)
+            except IsADirectoryError:
+                raise TreeError(f"{entry.shown}: its metadata is a directory") from None
+            fd = os.open(name, NEW_FILE, 0o600, dir_fd=meta)
+        try:
+            if not self._exact:
+                os.fchmod(fd, 0o600)
+            os.write(fd, text)
+            if aside:
+                self._set(fd, aside, entry)
+        finally:
+            os.close(fd)
+
+    def _set(self, fd: int, pairs: Pairs, entry: Entry) -> None:
+        for name, value in pairs:
+            try:
+                os.setxattr(fd, name, value)
+            except OSError as error:
+                if name.startswith(VIRTFS_PREFIX) and not name.startswith(ASIDE_PREFIX):
+                    raise
+                if error.errno not in _LOST:
+                    raise
+                shown = os.fsdecode(name.removeprefix(ASIDE_PREFIX))
+                self._warn(f"{entry.shown}: {shown} is lost: {error.strerror}")
+
+    def _split(self, entry: Entry) -> tuple[Pairs, Pairs]:
+        """Sorts extended attributes into those that the guest sees and those kept aside."""
+        direct: Pairs = []
+        aside: Pairs = []
+        if not entry.xattrs:
+            return direct, aside
+        holds = stat.S_IFMT(entry.mode) in (stat.S_IFREG, stat.S_IFDIR)
+        for name, value in sorted(entry.xattrs.items()):
+            if name.startswith(VIRTFS_PREFIX):
+                self._warn(f"{entry.shown}: {os.fsdecode(name)} is reserved, and left out")
+            elif name.startswith(b"user.") and holds:
+                direct.append((name, value))
+            elif name.startswith(b"system.posix_acl_") and not self._file_model:
+                direct.append((VIRTFS_PREFIX + name, value))
+            elif not name or b"\0" in name or len(name) + len(ASIDE_PREFIX) > 255:
+                self._warn(f"{entry.shown}: an attribute of an impossible name is left out")
+            else:
+                aside.append((ASIDE_PREFIX + name, value))
+        if aside:
+            self.aside = True
+            if b"security.capability" in entry.xattrs:
+                aside.append((SEAL, b"%d %d" % (entry.mtime, entry.size)))
+        return direct, aside
+
+    # Entries
+
+    def _place(self, entry: Entry) -> tuple[_Dir, bytes]:
+        path = self._full(entry.path)
+        parent, _, name = path.rpartition(b"/")
+        here = self._dirs.get(parent)
+        return here or self._dir(parent, entry), name
+
+    def directory(self, entry: Entry) -> None:
+        path = self._full(entry.path)
+        if not path:
+            self._attributes(self._root, entry)
+            self._times[b""] = entry.mtime
+            return
+        here, name = self._place(entry)
+        child = self._dirs.get(path)
+        if child is None:
+            mode = self._stored(here, name)
+            if stat.S_ISLNK(mode):
+                try:
+                    self._resolve(here, name, entry)
+                except ArchiveError:
+                    pass  # it leads nowhere: the directory takes its place
+                else:
+                    if self._follow:
+                        return  # the link stays, and so do the attributes of where it leads
+                    raise self._fail(
+                        entry,
+                        "a link to a directory is in its place",
+                        "use --follow-dirs to stage through it",
+                    )
+            if mode and not stat.S_ISDIR(mode):
+                self._clear(here, name, entry)
+                mode = 0
+            real = here.path + b"/" + name if here.path else name
+            fd = open_dir(name, here.fd) if mode else self._mkdir(here, name)
+            if len(self._dirs) >= _OPEN_MAX:
+                self._shed(path)
+            self._dirs[path] = child = _Dir(real, fd)
+            here, name = self._place(entry)
+        elif child.path != (here.path + b"/" + name if here.path else name):
+            return  # reached through a link that stays
+        self._attributes(child, entry, parent=here)
+        self._times[child.path] = entry.mtime
+
+    def _create(self, here: _Dir, name: bytes, entry: Entry) -> int:
+        try:
+            fd = os.open(name, NEW_FILE, 0o600, dir_fd=here.fd)
+        except FileExistsError:
+            self._clear(here, name, entry)
+            fd = os.open(name, NEW_FILE, 0o600, dir_fd=here.fd)
+        if not self._exact:
+            os.fchmod(fd, 0o600)
+        return fd
+
+    def leaf(self, entry: Entry, stream: Stream | None = None) -> None:
+        """Writes anything but a folder or a hard link; a file's content comes from `stream`."""
+        here, name = self._place(entry)
+        if not name:
+            raise self._fail(entry, f"a {type_name(entry.mode)} cannot be the root")
+        try:
+            rdev = encode_rdev(*entry.rdev) if has_rdev(entry.mode) else None
+            if self._file_model:
+                text = encode_text(entry.uid, entry.gid, entry.mode, rdev)
+            else:
+                pairs = encode_xattrs(entry.uid, entry.gid, entry.mode, rdev)
+        except ValueError as error:
+            raise self._fail(entry, str(error)) from None
+        direct, aside = self._split(entry) if entry.xattrs else ([], [])
+        fd = self._create(here, name, entry)
+        try:
+            if stream is not None:
+                self._content(fd, entry, stream)
+            elif entry.target:
+                write_all(fd, self._target(entry))
+            if direct:
+                self._set(fd, direct, entry)
+            if not self._file_model:
+                self._set(fd, [*pairs, *aside], entry)
+            self._stamp(fd, entry.mtime, entry)
+        finally:
+            os.close(fd)
+        if self._file_model:
+            meta = here.meta if here.meta >= 0 else self._meta(here)
+            self._text(meta, name, text, aside, entry)
+
+    def _stamp(self, fd: int, mtime: int, entry: Entry) -> None:
+        try:
+            os.utime(fd, ns=(mtime, mtime))
+        except OverflowError:
+            raise self._fail(entry, "its time is out of range") from None
+
+    def _target(self, entry: Entry) -> bytes:
+        target = entry.target
+        if not target or len(target) > TARGET_MAX or b"\0" in target:
+            raise self._fail(entry, f"a link target of {len(target)} bytes, or with a NUL byte")
+        return target
+
+    def _content(self, fd: int, entry: Entry, stream: Stream) -> None:
+        if entry.sparse is None:
+            if entry.size:
+                stream.copy(fd, entry.size)
+            return
+        for offset, length in entry.sparse:
+            os.lseek(fd, offset, os.SEEK_SET)
+            stream.copy(fd, length)
+        os.ftruncate(fd, entry.size)
+
+    def hardlink(self, entry: Entry, stream: Stream | None = None, size: int = 0) -> None:
+        """Links data and metadata. A target that comes later is waited for until `finish`.
+
+        With a `stream`, `size` bytes of it become the content of both names (cpio).
+        """
+        if not self._link(entry):
+            if size:
+                raise self._fail(entry, "a hard link with content to what is not there")
+            self._later.append(entry)
+            return
+        if stream is not None and size:
+            here, name = self._place(entry)
+            fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here.fd)
+            try:
+                os.ftruncate(fd, 0)
+                stream.copy(fd, size)
+                self._stamp(fd, entry.mtime, entry)
+            finally:
+                os.close(fd)
+
+    def _link(self, entry: Entry) -> bool:
+        target = self._full(entry.link or b"")
+        parent, _, old = target.rpartition(b"/")
+        shown = os.fsdecode(entry.link or b"")
+        here, name = self._place(entry)
+        try:
+            there = self._dir(parent, entry, create=False)
+        except KeyError:
+            return False
+        here = self._dirs.get(here.path) or self._place(entry)[0]
+        if not old or not name:
+            raise self._fail(entry, f"a hard link to the directory {shown or '.'}")
+        if there.path == here.path and old == name:
+            raise self._fail(entry, "a hard link to itself")
+        mode = self._stored(there, old)
+        if not mode:
+            return False
+        if stat.S_ISDIR(mode):
+            raise self._fail(entry, f"a hard link to the directory {shown}")
+        self._clear(here, name, entry)
+        os.link(old, name, src_dir_fd=there.fd, dst_dir_fd=here.fd, follow_symlinks=False)
+        if self._file_model:
+            meta = self._meta(there)
+            if read_small(old, meta, META_MAX) is None:
+                self._text(meta, old, encode_text(0, 0, mode), [], entry)
+            os.link(old, name, src_dir_fd=meta, dst_dir_fd=self._meta(here), follow_symlinks=False)
+        return True
+
+    def finish(self) -> None:
+        """Makes the links that waited, and sets the times of folders, deepest first."""
+        for entry in self._later:
+            if not self._link(entry):
+                raise self._fail(
+                    entry, f"a hard link to {os.fsdecode(entry.link or b'')}, which is not there"
+                )
+        for path in sorted(self._times, reverse=True):
+            entry = Entry(path, _IMPLICIT)
+            self._stamp(self._dir(path, entry, create=False).fd, self._times[path], entry)
+
+    def stamp_root(self) -> None:
+        """Sets the root's time once more, after the mark in it is gone."""
+        if b"" in self._times:
+            self._stamp(self._root.fd, self._times[b""], Entry(b"", _IMPLICIT))
+
+    def close(self) -> None:
+        for known in self._dirs.values():
+            known.close()
+        self._dirs.clear()
