@@ -77,9 +77,10 @@ int agent_run(struct agent *a)
 		}
 		if (agent_ready(a, signals))
 			take_signals(a);
+		/* The host's frames first: what they change, the streams must act on at once. */
+		port_input(a);
 		services_run(a);
 		jobs_run(a);
-		port_input(a);
 		if (a->stopping && request_stop(a))
 			return AGENT_CLEAN;
 		port_output(a);

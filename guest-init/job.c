@@ -28,6 +28,7 @@ struct job *job_new(struct agent *a, uint32_t id)
 	job->attached = true;
 	job->start = job->result = job->mounts = -1;
 	job->in.fd = job->out[0].fd = job->out[1].fd = -1;
+	memset(job->slot, -1, sizeof(job->slot));
 	for (link = &a->jobs; *link; link = &(*link)->next)
 		;
 	*link = job;
