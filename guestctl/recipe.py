@@ -51,7 +51,9 @@ class StaticTool:
     outputs: Mapping[str, str]
     make: tuple[tuple[str, ...], ...] = ((),)
     configure: tuple[str, ...] = ()
-    links_of: str = ""  # a binary package: each of its commands is a link to the first output
+    links: tuple[str, ...] = ()  # further names of the first output
+    links_of: str = ""  # a binary package: each of its commands is such a name
+    links_except: tuple[str, ...] = ()
     prepare: tuple[tuple[str, ...], ...] = ()  # commands to run in the unpacked source
 
 

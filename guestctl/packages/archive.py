@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from guestctl.aptsources import KEYRING, private_sources
+from guestctl.packages.sources import KEYRING, private_sources
 from guestctl.errors import HostLacks, ImageError
 from guestctl.recipe import Locked
 

@@ -1,0 +1,197 @@
+"""Images: kernel, initramfs and root file system of a target, made from a recipe and its lock.
+
+Layer 3. `build` needs no root. An image is a folder named by the hash of all that went into it;
+its parts are steps (guestctl.imaging), each cached on its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from guestctl import resources
+from guestctl.errors import HostLacks, ImageError, UsageError
+from guestctl.imaging import hosttools
+from guestctl.imaging.assembly import Assembly
+from guestctl.imaging.workshop import Progress, Report, Workshop, digest, lock_file, sync_tree
+from guestctl.packages import Archive
+from guestctl.recipe import Locked, Recipe, dump_lock, parse_lock, parse_recipe
+from guestctl.targets import target
+
+__all__ = ["Image", "Progress", "archive", "build", "load", "lock", "made", "recipe", "remove"]
+
+_KEPT_IDS = 12
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a guest boots. `root` is a squashfs; `manifest` says what all of it was made from."""
+
+    arch: str
+    id: str
+    directory: Path
+    kernel: Path
+    initramfs: Path
+    root: Path
+    dtb: Path | None
+    manifest: Path
+
+    def facts(self) -> dict[str, Any]:
+        """The manifest's content."""
+        facts: dict[str, Any] = json.loads(self.manifest.read_text())
+        return facts
+
+
+def recipe(arch: str) -> Recipe:
+    """Returns the recipe of `arch`; raises UsageError for an unknown one, or ImageError."""
+    path = resources.images() / f"{target(arch).arch}.yaml"
+    try:
+        return parse_recipe(path.read_text(), str(path))
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from None
+
+
+def archive(arch: str, *, cache_dir: Path, mirror: Sequence[str] = ()) -> Archive:
+    """Returns the Debian archive that images of `arch` are made from."""
+    return Archive(cache_dir / "packages", suites=recipe(arch).suites, mirror=mirror)
+
+
+def build(
+    arch: str,
+    *,
+    cache_dir: Path,
+    locked: bool = False,
+    jobs: int = 0,
+    mirror: Sequence[str] = (),
+    progress: Report = lambda event: None,
+) -> Image:
+    """Builds the image of `arch`, or finds it in the cache.
+
+    Packages are those of the lock. Of those that the archive has no more, today's are taken, and
+    the manifest says so; with `locked`, PackageGone is raised instead. `jobs` is how many processes
+    may run at once, 0 for one a processor. `progress` is called from several threads.
+    Raises HostLacks (a tool is missing, with its package) and ImageError.
+    """
+    made_from = recipe(arch)
+    versions = hosttools.versions(made_from)
+    workshop = Workshop(
+        cache_dir, jobs=jobs or len(os.sched_getaffinity(0)), report=progress
+    )
+    store = archive(arch, cache_dir=cache_dir, mirror=mirror)
+    waiting = partial(progress, Progress("image", "waits", "another build of it"))
+    with lock_file(cache_dir / "images" / f".{arch}.lock", waiting):
+        assembly = Assembly(made_from, workshop, store, versions)
+        parts, facts = assembly.make(_lock_of(arch), locked=locked)
+        facts = {"arch": arch, "sources": sources_digest(arch), **facts}
+        return _place(cache_dir, arch, parts, facts)
+
+
+def load(arch: str, *, cache_dir: Path) -> Image:
+    """Returns the image of `arch` made from today's recipe, lock and guest-init.
+
+    Raises ImageError when there is none, UsageError for an unknown architecture.
+    """
+    target(arch)
+    images = made(arch, cache_dir=cache_dir)
+    wanted = sources_digest(arch)
+    for image in images:
+        if image.facts().get("sources") == wanted:
+            return image
+    if images:
+        message = f"the image of {arch} is older than its recipe, its lock or guest-init"
+    else:
+        message = f"there is no image of {arch} yet"
+    raise ImageError(message, hint=f"guestctl image build {arch}")
+
+
+def made(arch: str | None = None, *, cache_dir: Path) -> list[Image]:
+    """Returns the images in the cache, the newest first; those of `arch` only, if given."""
+    found = []
+    for manifest in (cache_dir / "images").glob(f"{arch or '*'}-*/manifest.json"):
+        found.append((manifest.stat().st_mtime_ns, _image(manifest.parent)))
+    return [image for _, image in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def lock(
+    arch: str, *, cache_dir: Path, mirror: Sequence[str] = (), output: Path | None = None
+) -> tuple[Path, tuple[Locked, ...]]:
+    """Resolves the recipe against today's archive and writes the lock, beside the recipe or to
+    `output`. Raises ImageError."""
+    made_from = recipe(arch)
+    entries = Assembly.resolve(made_from, archive(arch, cache_dir=cache_dir, mirror=mirror))
+    path = output or _lock_path(arch)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(dump_lock(entries, arch))
+        draft.replace(path)
+    except OSError as error:
+        hint = "--output FILE writes the lock elsewhere"
+        raise ImageError(f"{path}: {error.strerror}", hint=hint) from None
+    return path, entries
+
+
+def remove(arch: str, *, cache_dir: Path) -> list[Image]:
+    """Removes the images of `arch` and returns them. Guests that run keep their open files."""
+    target(arch)
+    with lock_file(cache_dir / "images" / f".{arch}.lock"):
+        images = made(arch, cache_dir=cache_dir)
+        for image in images:
+            # The manifest goes first: without it a folder is no image.
+            image.manifest.unlink(missing_ok=True)
+            shutil.rmtree(image.directory, ignore_errors=True)
+    return images
+
+
+def sources_digest(arch: str) -> str:
+    """The hash of the files of this installation that an image of `arch` is made from."""
+    folder = resources.images()
+    made_from = recipe(arch)
+    files = [folder / f"{arch}.yaml", folder / made_from.kernel.config, _lock_path(arch)]
+    texts = [file.read_text() if file.exists() else "" for file in files]
+    return digest([texts, hosttools.guest_init_digest()])
+
+
+def _lock_path(arch: str) -> Path:
+    return resources.images() / f"{arch}.lock"
+
+
+def _lock_of(arch: str) -> tuple[Locked, ...]:
+    path = _lock_path(arch)
+    try:
+        return parse_lock(path.read_text(), str(path))
+    except FileNotFoundError:
+        hint = f"guestctl image lock {arch}"
+        raise ImageError(f"there is no lock {path}", hint=hint) from None
+
+
+def _place(cache_dir: Path, arch: str, parts: dict[str, Path], facts: dict[str, Any]) -> Image:
+    """Makes the image's folder, whole or not at all. Its files are links to those of the steps."""
+    key = digest(facts)[:_KEPT_IDS]
+    place = cache_dir / "images" / f"{arch}-{key}"
+    if not (place / "manifest.json").exists():
+        draft = place.with_name(f".{place.name}.part")
+        for old in (draft, place):
+            shutil.rmtree(old, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for name, path in parts.items():
+            os.link(path, draft / name)
+        (draft / "manifest.json").write_text(json.dumps({"id": key, **facts}, indent=1) + "\n")
+        sync_tree(draft)
+        draft.replace(place)
+    os.utime(place / "manifest.json")
+    return _image(place)
+
+
+def _image(folder: Path) -> Image:
+    arch, _, key = folder.name.rpartition("-")
+    dtb = folder / "dtb"
+    return Image(
+        arch, key, folder, folder / "kernel", folder / "initramfs", folder / "root",
+        dtb if dtb.exists() else None, folder / "manifest.json",
+    )  # fmt: skip
