@@ -101,6 +101,9 @@ static void read_all(struct agent *a)
 			return;
 		take_frames(a);
 		go_away(a);
+		/* Not the end of a session but of the port itself: without it we are of no use. */
+		if (n < 0)
+			a->closed = true;
 		return;
 	}
 }

@@ -139,9 +139,7 @@ class Client:
         self.step(0)
         return ident
 
-    def run(
-        self, argv: Iterable[bytes], *recs: tuple[int, bytes], timeout: float = 30.0
-    ) -> Job:
+    def run(self, argv: Iterable[bytes], *recs: tuple[int, bytes], timeout: float = 30.0) -> Job:
         job = self.jobs[self.start(argv, *recs)]
         self.until(lambda: job.over, timeout)
         return job
@@ -156,7 +154,8 @@ class Client:
             job.credit -= n
             view = view[n:]
         if eof:
-            self.send(frame(EOF, ident))
+            self.pending += frame(EOF, ident)
+        self.until(lambda: not self.pending, timeout)
 
     # -- receiving
 
