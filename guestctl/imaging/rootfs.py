@@ -20,7 +20,7 @@ from guestctl.recipe import Locked, Recipe
 
 __all__ = ["STATIC", "build_root"]
 
-VERSION = 1
+VERSION = 3
 STATIC = "usr/lib/guestctl/static"  # first in a command's PATH
 
 # No one reads these in a guest; licences stay.
@@ -69,8 +69,9 @@ def build_root(
         tree.link(path, target)
         if not tree.resolve(path):
             raise ImageError(f"links: {path}: there is no {target} to link to")
-    command = ["sqfstar", "-noI", "-noD", "-noF", "-noX", "-no-xattrs", "-mkfs-time", "0"]
-    command += ["-all-time", "0", "-no-progress", "-quiet", step.out / "root"]
+    command = ["sqfstar", "-noI", "-noD", "-noF", "-noX", "-no-xattrs", "-comp", "lz4", "-mkfs-time", "0"]
+    command += ["-all-time", "0", "-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"]
+    command += ["-no-progress", "-quiet", step.out / "root"]
     step.run(command, stdin=tree.write, deadline=900)
 
 
