@@ -136,9 +136,11 @@ class Session:
     def consumed(self, stream: int, channel: int, count: int) -> bytes:
         """Credit for output that has been taken."""
         known = self._streams.get(stream)
-        if known is None or not count or channel not in known.may_receive:
+        if known is None or not count:
             return b""
-        known.may_receive[channel] += count
+        # After the channel's end too: the agent keeps output, and the exit, until it is credited.
+        if channel in known.may_receive:
+            known.may_receive[channel] += count
         return encode(Type.CREDIT, stream, channel, struct.pack("<I", count))
 
     def signal(self, job: int, number: int) -> bytes:

@@ -80,6 +80,12 @@ def test_a_whole_command(session: Session, job: int) -> None:
     assert session.consumed(job, 1, 3) == b""
 
 
+def test_output_is_credited_after_its_end_too(session: Session, job: int) -> None:
+    session.feed(encode(Type.DATA, job, 1, b"out") + encode(Type.EOF, job, 1))
+    (frame,) = wire.Decoder().feed(session.consumed(job, 1, 3))
+    assert frame == wire.Frame(Type.CREDIT, job, 1, struct.pack("<I", 3))
+
+
 def test_long_descriptions_are_cut_into_frames(session: Session) -> None:
     _, data = session.start(Command(argv=(b"x" * 200_000,)))
     frames = wire.Decoder().feed(data)
