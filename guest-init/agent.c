@@ -70,6 +70,9 @@ int agent_run(struct agent *a)
 			wait = deadline - now_ms();
 			wait = wait < 0 ? 0 : wait > 1000000 ? 1000000 : wait;
 		}
+		/* They need no new input, so no event may come for them. */
+		if (a->frames_wait && out_pending(&a->out) < OUT_FULL)
+			wait = 0;
 		if (poll(a->polls, (nfds_t)a->npolls, (int)wait) < 0) {
 			if (errno == EINTR || errno == ENOMEM)
 				continue;

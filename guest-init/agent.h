@@ -36,6 +36,7 @@ struct agent {
 	struct frame_parser parser;
 	uint8_t *in;
 	size_t in_begin, in_end;
+	bool frames_wait;		/* for room in `out`, in `in` */
 	struct out out;
 	bool away;			/* no host on the other side */
 	int away_fd;			/* epoll: readable once that may have changed */

@@ -61,6 +61,7 @@ void port_watch(struct agent *a)
 /* Take the frames that are complete, as long as there is room for answers. */
 static void take_frames(struct agent *a)
 {
+	a->frames_wait = true;
 	while (out_pending(&a->out) < OUT_FULL) {
 		enum frame_result result;
 		struct frame frame;
@@ -73,8 +74,10 @@ static void take_frames(struct agent *a)
 		else if (result == FRAME_BROKEN)
 			session_broken(a, "broken frame");
 		a->in_begin += used;
-		if (result == FRAME_MORE)
+		if (result == FRAME_MORE) {
+			a->frames_wait = false;
 			break;
+		}
 	}
 	if (a->in_begin == a->in_end) {
 		a->in_begin = a->in_end = 0;

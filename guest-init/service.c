@@ -59,7 +59,7 @@ int services_listen(struct agent *a)
 	if (bind(a->listener, (struct sockaddr *)&address,
 		 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + length)) < 0)
 		return -1;
-	return listen(a->listener, 128);
+	return listen(a->listener, MAX_SERVICES);
 }
 
 static struct service *find(struct agent *a, uint32_t id)
