@@ -63,7 +63,8 @@ class Agent:
                 break
             except BlockingIOError:
                 time.sleep(0.02)
-        sock.sendall(line)
+        with suppress(BrokenPipeError):
+            sock.sendall(line)
         return sock
 
     def stop(self) -> None:
