@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from guestctl import resources
-from guestctl.errors import HostLacks, ImageError, UsageError
+from guestctl.errors import ImageError
 from guestctl.imaging import hosttools
 from guestctl.imaging.assembly import Assembly
 from guestctl.imaging.workshop import Progress, Report, Workshop, digest, lock_file, sync_tree
@@ -80,9 +80,7 @@ def build(
     """
     made_from = recipe(arch)
     versions = hosttools.versions(made_from)
-    workshop = Workshop(
-        cache_dir, jobs=jobs or len(os.sched_getaffinity(0)), report=progress
-    )
+    workshop = Workshop(cache_dir, jobs=jobs or len(os.sched_getaffinity(0)), report=progress)
     store = archive(arch, cache_dir=cache_dir, mirror=mirror)
     waiting = partial(progress, Progress("image", "waits", "another build of it"))
     with lock_file(cache_dir / "images" / f".{arch}.lock", waiting):

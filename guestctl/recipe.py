@@ -103,7 +103,6 @@ class Locked:
     sha256: str
 
 
-
 def parse_recipe(text: str, file: str) -> Recipe:
     """Reads a recipe; raises ImageError that names file, line and key."""
     try:
@@ -115,7 +114,8 @@ def parse_recipe(text: str, file: str) -> Recipe:
         raise ImageError(f"{file}:{line}: not YAML: {problem}") from None
     if node is None:
         raise ImageError(f"{file}:1: the recipe is empty")
-    return _Reader(file).record(node, Recipe, "")
+    recipe: Recipe = _Reader(file).record(node, Recipe, "")
+    return recipe
 
 
 class _Reader:

@@ -1,1 +1,1 @@
-"""The steps that make an image. Each is cached by what goes into it; guestctl.image puts them together."""
+"""The steps that make an image, each cached by what goes into it."""

@@ -100,7 +100,7 @@ class FileTree:
         return files
 
     def resolve(self, path: str) -> list[str]:
-        """Returns `path` and what its links lead to, the last being no link; [] if there is none."""
+        """Returns `path` and what its links lead to, the last being no link; [] if it dangles."""
         chain = [_merged(path)]
         while (node := self.nodes.get(chain[-1])) and node.kind == tarfile.SYMTYPE:
             target = os.path.join("/", os.path.dirname(chain[-1]), node.target)

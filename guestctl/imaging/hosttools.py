@@ -42,7 +42,12 @@ def _installed(packages: tuple[str, ...]) -> dict[str, str]:
     command = ["dpkg-query", "--show", "--showformat=${Package}\t${Version}\n", *packages]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
     except FileNotFoundError:
         raise HostLacks("dpkg-query is not installed: images are built on Debian") from None

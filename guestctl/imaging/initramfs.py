@@ -31,7 +31,7 @@ class Member:
 
 def build_guest_init(step: Step, source: Path, cross: str) -> None:
     """Compiles guest-init; its sources may be read-only."""
-    command = ["make", "-C", source, f"CC={cross}gcc", f"OUT={step.out}"]
+    command: list[str | Path] = ["make", "-C", source, f"CC={cross}gcc", f"OUT={step.out}"]
     step.run(command, deadline=600)
 
 

@@ -33,7 +33,7 @@ def build_kernel(step: Step, kernel: Kernel, symbols: str, cross: str, package: 
     tree.mkdir()
     (tree / "symbols").write_text(symbols)
     # Time, user, host and place are fixed, so that the same inputs give the same kernel.
-    make = [
+    make: list[str | Path] = [
         "make", "-C", source, f"O={tree}", f"ARCH={kernel.arch}", f"CROSS_COMPILE={cross}",
         "KBUILD_BUILD_USER=guestctl", "KBUILD_BUILD_HOST=guestctl", "KBUILD_BUILD_VERSION=1",
         "KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970", f"-j{step.workshop.jobs}",

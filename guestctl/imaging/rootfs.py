@@ -69,7 +69,8 @@ def build_root(
         tree.link(path, target)
         if not tree.resolve(path):
             raise ImageError(f"links: {path}: there is no {target} to link to")
-    command = ["sqfstar", "-noI", "-noD", "-noF", "-noX", "-no-xattrs", "-comp", "lz4", "-mkfs-time", "0"]
+    command: list[str | Path] = ["sqfstar", "-comp", "lz4", "-noI", "-noD", "-noF", "-noX"]
+    command += ["-no-xattrs", "-mkfs-time", "0"]
     command += ["-all-time", "0", "-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"]
     command += ["-no-progress", "-quiet", step.out / "root"]
     step.run(command, stdin=tree.write, deadline=900)
@@ -79,7 +80,8 @@ def _unpack(package: Path, archive: Path) -> None:
     with archive.open("wb") as output:
         done = subprocess.run(
             ["dpkg-deb", "--fsys-tarfile", str(package)],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.PIPE, timeout=300, check=False,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.PIPE, timeout=300,
+            check=False,
         )  # fmt: skip
     if done.returncode != 0:
         raise ImageError(f"{package}: dpkg-deb: {done.stderr.decode(errors='replace').strip()}")

@@ -51,11 +51,13 @@ def build_static(
         "LDFLAGS": f"-static -L{libraries}/usr/lib/{recipe.triplet}",
         "FORCE_UNSAFE_CONFIGURE": "1",  # coreutils asks for it when root builds
     }
-    command = ["./configure", f"--host={recipe.triplet}", "--prefix=/usr", "--disable-nls"]
-    command += ["--disable-dependency-tracking", *_NO_AUTOTOOLS]
-    step.run([*command, *tool.configure], cwd=source, env=flags, deadline=1200)
+    configure = ["./configure", f"--host={recipe.triplet}", "--prefix=/usr", "--disable-nls"]
+    configure += ["--disable-dependency-tracking", *_NO_AUTOTOOLS]
+    step.run([*configure, *tool.configure], cwd=source, env=flags, deadline=1200)
     for words in tool.make:
-        step.run(["make", f"-j{jobs}", *_NO_AUTOTOOLS, *words], cwd=source, env=flags, deadline=1200)
+        step.run(
+            ["make", f"-j{jobs}", *_NO_AUTOTOOLS, *words], cwd=source, env=flags, deadline=1200
+        )
     for built, name in tool.outputs.items():
         program = source / built
         step.run([f"{recipe.cross}strip", "-o", step.out / name, program], deadline=60)

@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 from guestctl.errors import ImageError
@@ -50,7 +51,7 @@ class _Maker:
         chain = self.from_tree.resolve(f"usr/bin/{name}")
         if not chain:
             raise ImageError(f"tools.programs: no package of the root holds /usr/bin/{name}")
-        for link, target in zip(chain, chain[1:], strict=False):
+        for link, target in pairwise(chain):
             self.from_tree.link(f"{_ROOT}/bin/{Path(link).name}", Path(target).name)
         self.copy(chain[-1], f"{_ROOT}/bin/{Path(chain[-1]).name}")
 
@@ -116,7 +117,12 @@ class _Maker:
     def _patchelf(*words: str | Path) -> str:
         command = [shutil.which("patchelf") or "patchelf", *map(str, words)]
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         if done.returncode != 0:
             raise ImageError(f"tools: patchelf: {done.stderr.strip()}")
@@ -131,8 +137,12 @@ def _segments(file: Path, wanted: int) -> int:
     with file.open("rb") as stream:
         head = stream.read(64)
         wide = head[4] == 2
-        offset = struct.unpack_from("<Q", head, 32)[0] if wide else struct.unpack_from("<I", head, 28)[0]
+        offset = (
+            struct.unpack_from("<Q", head, 32)[0] if wide else struct.unpack_from("<I", head, 28)[0]
+        )
         size, number = struct.unpack_from("<HH", head, 54 if wide else 42)
         stream.seek(offset)
         table = stream.read(size * number)
-    return sum(struct.unpack_from("<I", table, at)[0] == wanted for at in range(0, len(table), size or 1))
+    return sum(
+        struct.unpack_from("<I", table, at)[0] == wanted for at in range(0, len(table), size or 1)
+    )

@@ -167,7 +167,9 @@ class Step:
                     message = f"{self.name}: {program} took more than {deadline:.0f} s"
                     raise ImageError(message, hint=f"the log is {self.log}") from None
                 if self.workshop.broken.is_set():
-                    raise ImageError(f"{self.name}: given up, because another step failed") from None
+                    raise ImageError(
+                        f"{self.name}: given up, because another step failed"
+                    ) from None
                 self.workshop.report(Progress(self.name, "runs", _last_line(self.log)))
 
     def _failure(self, program: str, status: int) -> ImageError:

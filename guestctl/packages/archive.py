@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
-from guestctl.packages.sources import KEYRING, private_sources
-from guestctl.errors import HostLacks, ImageError
+from guestctl.errors import ImageError
+from guestctl.packages.apt import configuration, host_architecture, run_apt
+from guestctl.packages.sources import private_sources
 from guestctl.recipe import Locked
 
 __all__ = ["SOURCE", "Archive", "PackageGone", "sha256_of"]
@@ -29,6 +29,7 @@ SOURCE = "source"  # the architecture of source packages' files
 _UPDATE_DEADLINE = 600
 _QUERY_DEADLINE = 120
 _FETCH_DEADLINE = 1800
+_NEUTRAL = ("all", SOURCE)
 _FRESH = 900  # an index younger than this, in seconds, is not asked for again
 
 
@@ -58,7 +59,7 @@ class Archive:
         """Fetches and verifies the index of `arch`; raises ImageError when that cannot be done."""
         root = self._root(arch)
         with self._locked():
-            self._apt(root, ["apt-get", "update", "-q", "--error-on=any"], _UPDATE_DEADLINE)
+            run_apt(root, ["apt-get", "update", "-q", "--error-on=any"], _UPDATE_DEADLINE)
             (root / "updated").touch()
 
     def resolve(self, names: Iterable[str], arch: str, group: str = "root") -> tuple[Locked, ...]:
@@ -69,7 +70,7 @@ class Archive:
         self._refresh(arch)
         root = self._root(arch)
         command = ["apt-get", "install", "-q", "-y", "-s", "--no-install-recommends", *names]
-        text = self._apt(root, command, _QUERY_DEADLINE)
+        text = run_apt(root, command, _QUERY_DEADLINE)
         chosen = re.findall(r"^Inst (\S+?)(?::\S+)? (?:\[\S*\] )?\((\S+) ", text, re.MULTILINE)
         found = self._known(root, [f"{name}={version}" for name, version in chosen], group)
         wanted = set(chosen)
@@ -80,7 +81,7 @@ class Archive:
 
         With `all` as `arch`, the packages are those of the host's index.
         """
-        arch = _host() if arch == "all" else arch
+        arch = host_architecture() if arch == "all" else arch
         self._refresh(arch)
         found = []
         for name in names:
@@ -97,7 +98,7 @@ class Archive:
         found = []
         for name in names:
             command = ["apt-get", "source", "-qq", "--print-uris", "--download-only"]
-            text = self._apt(root, [*command, "--only-source", name], _QUERY_DEADLINE)
+            text = run_apt(root, [*command, "--only-source", name], _QUERY_DEADLINE)
             files = re.findall(r"^'([^']+)' (\S+) (\d+) SHA256:([0-9a-f]{64})$", text, re.MULTILINE)
             version = self._version_of(root, name, {file for _, file, _, _ in files})
             for uri, _, size, digest in files:
@@ -136,7 +137,7 @@ class Archive:
             done = 0
             for arch, group in by_arch.items():
                 before = done
-                self._download(arch, group, lambda size, base=before: progress((base + size) / total))
+                self._download(arch, group, partial(_tell, progress, before, total))
                 done += sum(entry.size for entry in group)
         return {entry: self._stored(entry) for entry in entries}
 
@@ -145,17 +146,20 @@ class Archive:
     ) -> tuple[dict[str, list[Locked]], list[Locked]]:
         """Returns which architecture's index has which of `missing`, and those that none has."""
         by_arch: dict[str, list[Locked]] = {}
-        home = next((e.architecture for e in entries if e.architecture not in _NEUTRAL), _host())
+        host = host_architecture()
+        home = next((e.architecture for e in entries if e.architecture not in _NEUTRAL), host)
         for entry in missing:
-            by_arch.setdefault(home if entry.architecture == "all" else entry.architecture, []).append(entry)
+            by_arch.setdefault(
+                home if entry.architecture == "all" else entry.architecture, []
+            ).append(entry)
         gone = [entry for arch, group in by_arch.items() for entry in self._gone(arch, group)]
         # The indexes of two architectures need not agree on packages that suit all of them.
-        again = [entry for entry in gone if entry.architecture == "all" and home != _host()]
+        again = [entry for entry in gone if entry.architecture == "all" and home != host]
         if again:
-            missed = self._gone(_host(), again)
+            missed = self._gone(host, again)
             found = [entry for entry in again if entry not in missed]
             by_arch[home] = [entry for entry in by_arch[home] if entry not in found]
-            by_arch.setdefault(_host(), []).extend(found)
+            by_arch.setdefault(host, []).extend(found)
             gone = [entry for entry in gone if entry not in found]
         return {arch: group for arch, group in by_arch.items() if group}, gone
 
@@ -174,7 +178,7 @@ class Archive:
             (root / "status").touch()
             (root / "etc/sources.list").write_text(sources)
             draft = root / f"apt.conf.{os.getpid()}"
-            draft.write_text(_configuration(root, _host() if arch == SOURCE else arch))
+            draft.write_text(configuration(root, host_architecture() if arch == SOURCE else arch))
             draft.replace(root / "apt.conf")
         return root
 
@@ -193,7 +197,9 @@ class Archive:
     def _absent(self, root: Path, arch: str, entries: list[Locked]) -> list[Locked]:
         if arch == SOURCE:
             names = sorted({entry.name for entry in entries})
-            text = self._apt(root, ["apt-cache", "showsrc", "--only-source", *names], 120, ok=(0, 100))
+            text = run_apt(
+                root, ["apt-cache", "showsrc", "--only-source", *names], 120, ok=(0, 100)
+            )
             return [entry for entry in entries if entry.sha256 not in text]
         queries = [f"{entry.name}={entry.version}" for entry in entries]
         known = {found.sha256 for found in self._known(root, queries, "")}
@@ -205,7 +211,7 @@ class Archive:
         if not queries:
             return []
         command = ["apt-cache", "show", *(["--no-all-versions"] if newest else []), *queries]
-        text = self._apt(root, command, _QUERY_DEADLINE, ok=(0, 100))
+        text = run_apt(root, command, _QUERY_DEADLINE, ok=(0, 100))
         found = []
         for paragraph in text.split("\n\n"):
             keys = dict(re.findall(r"^([A-Za-z0-9-]+): (.*)$", paragraph, re.MULTILINE))
@@ -216,16 +222,16 @@ class Archive:
         return found
 
     def _version_of(self, root: Path, name: str, files: set[str]) -> str:
-        text = self._apt(root, ["apt-cache", "showsrc", "--only-source", name], _QUERY_DEADLINE)
+        text = run_apt(root, ["apt-cache", "showsrc", "--only-source", name], _QUERY_DEADLINE)
         for paragraph in text.split("\n\n"):
             version = re.search(r"^Version: (\S+)$", paragraph, re.MULTILINE)
-            if version and all(re.search(rf" {re.escape(file)}$", paragraph, re.M) for file in files):
+            if version and all(
+                re.search(rf" {re.escape(file)}$", paragraph, re.M) for file in files
+            ):
                 return version[1]
         raise ImageError(f"the archive's index does not describe the source package {name}")
 
-    def _download(
-        self, arch: str, entries: list[Locked], progress: Callable[[int], None]
-    ) -> None:
+    def _download(self, arch: str, entries: list[Locked], progress: Callable[[int], None]) -> None:
         root = self._root(arch)
         wanted = dict.fromkeys(f"{entry.name}={entry.version}" for entry in entries)
         command = ["apt-get", "download", "-q", *wanted]
@@ -236,12 +242,12 @@ class Archive:
             shutil.rmtree(drop, ignore_errors=True)
             drop.mkdir()
             watch = lambda: progress(sum(f.stat().st_size for f in drop.rglob("*") if f.is_file()))  # noqa: E731
-            self._apt(root, command, _FETCH_DEADLINE, cwd=drop, watch=watch)
+            run_apt(root, command, _FETCH_DEADLINE, cwd=drop, watch=watch)
             fetched = {sha256_of(path): path for path in drop.iterdir() if path.is_file()}
             for entry in entries:
                 if entry.sha256 not in fetched:
                     raise ImageError(
-                        f"{entry.name} {entry.version}: what was fetched has not the locked SHA-256",
+                        f"{entry.name} {entry.version}: what was fetched is not what is locked",
                         hint="the mirror may be broken; or make the lock anew: guestctl image lock",
                     )
                 self._store(fetched[entry.sha256], self._stored(entry))
@@ -267,98 +273,15 @@ class Archive:
                     break
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise ImageError(f"{file.name}: another fetch has held it too long") from None
+                        raise ImageError(
+                            f"{file.name}: another fetch has held it too long"
+                        ) from None
                     time.sleep(0.2)
             yield
 
-    def _apt(
-        self,
-        root: Path,
-        command: list[str],
-        deadline: float,
-        *,
-        ok: Sequence[int] = (0,),
-        cwd: Path | None = None,
-        watch: Callable[[], None] | None = None,
-    ) -> str:
-        if shutil.which(command[0]) is None:
-            raise HostLacks(f"{command[0]} is not installed", hint="apt install apt")
-        if not Path(KEYRING).exists():
-            hint = "apt install debian-archive-keyring"
-            raise HostLacks(f"Debian's archive keys are missing: {KEYRING}", hint=hint)
-        settings = {"APT_CONFIG": str(root / "apt.conf"), "LC_ALL": "C", "PATH": os.defpath}
-        with subprocess.Popen(
-            command, cwd=cwd or root, env=settings, stdin=subprocess.DEVNULL, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, errors="replace",
-        ) as process:  # fmt: skip
-            until = time.monotonic() + deadline
-            try:
-                while True:
-                    try:
-                        output, complaint = process.communicate(timeout=0.5 if watch else deadline)
-                        break
-                    except subprocess.TimeoutExpired:
-                        if time.monotonic() >= until:
-                            raise ImageError(f"{command[0]} took more than {deadline:.0f} s") from None
-                        if watch:
-                            watch()
-            except BaseException:
-                process.kill()
-                raise
-        if process.returncode not in ok:
-            errors = [line[2:].strip() for line in complaint.splitlines() if line[:2] in ("E:", "W:")]
-            said = "; ".join(errors[:3]) or complaint.strip() or output.strip()[-300:]
-            if "No space left on device" in said or "not enough free space" in said.lower():
-                raise ImageError(f"the disk is full: {self._directory}")
-            raise ImageError(f"{' '.join(command[:2])} failed: {said}", hint=_hint(said))
-        return output
 
-
-_NEUTRAL = ("all", SOURCE)
-
-
-def _hint(said: str) -> str:
-    if re.search(r"resolve|connect|Temporary failure|timed out|NO_PUBKEY|Failed to fetch", said):
-        return "is the network up? `mirror:` in the config names another archive"
-    return ""
-
-
-@functools.cache
-def _host() -> str:
-    """The host's own architecture, as Debian calls it."""
-    done = subprocess.run(
-        ["dpkg", "--print-architecture"], capture_output=True, text=True, timeout=30, check=False
-    )
-    return done.stdout.strip() or "amd64"
-
-
-def _configuration(root: Path, arch: str) -> str:
-    """apt's settings for a private root: the host's way to the net, and nothing else of it."""
-    host = subprocess.run(
-        ["apt-config", "dump", "Acquire"], capture_output=True, text=True, timeout=30, check=False
-    )
-    kept = [line for line in host.stdout.splitlines() if line.startswith("Acquire::")]
-    kept = [line for line in kept if not re.match(r"Acquire::(Languages|IndexTargets)", line)]
-    ours = [
-        f'Dir "{root}";',
-        'Dir::State "state";',
-        f'Dir::State::status "{root}/status";',
-        'Dir::Cache "cache";',
-        'Dir::Etc "etc";',
-        'Dir::Etc::netrc "/etc/apt/auth.conf";',
-        'Dir::Etc::netrcparts "/etc/apt/auth.conf.d";',
-        'Dir::Log "log";',
-        f'APT::Architecture "{arch}";',
-        f'APT::Architectures {{ "{arch}"; }};',
-        'APT::Sandbox::User "root";',  # it means: no other user
-        'APT::Install-Recommends "false";',
-        'Debug::NoLocking "1";',
-        'Acquire::Languages "none";',
-        'Acquire::Retries "3";',
-        'Acquire::AllowInsecureRepositories "false";',
-        'APT::Get::AllowUnauthenticated "false";',
-    ]
-    return "\n".join([*kept, *ours]) + "\n"
+def _tell(progress: Callable[[float], None], before: int, total: int, size: int) -> None:
+    progress((before + size) / total)
 
 
 def sha256_of(path: Path) -> str:

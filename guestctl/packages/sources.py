@@ -109,9 +109,11 @@ def _one_line(text: str) -> Iterator[Entry]:
             yield from _entries(uris, suites, signed[1] if signed else "", match[4].split())
 
 
-def _entries(uris: list[str], suites: list[str], key: str, components: list[str]) -> Iterator[Entry]:
+def _entries(
+    uris: list[str], suites: list[str], key: str, components: list[str]
+) -> Iterator[Entry]:
     for uri in uris:
-        # Without Signed-By, any key of the host's counts: then the address has to look like Debian's.
+        # Without Signed-By any key counts: then the address has to look like Debian's.
         name = uri.rstrip("/").rpartition("/")[2]
         ours = Path(key).name.startswith("debian-archive-") if key else name.startswith("debian")
         if ours and "main" in components and not uri.startswith("cdrom:"):
