@@ -1,6 +1,6 @@
 """Archives as a sequence of entries: tar in every dialect, cpio, and the data of a .deb.
 
-The tar reader is ours, since it decides the speed of staging (docs/decisions); libarchive reads cpio.
+The tar reader is ours, since it decides the speed of staging; libarchive reads cpio.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class TarReader:
         where = shown or f"the header before byte {self.stream.offset}"
         return ArchiveError(f"{self.name}: {where}: {what}")
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[Entry]:  # noqa: PLR0912 (the types of header are many)
         stream = self.stream
         shared: dict[bytes, bytes] = {}
         local: dict[bytes, bytes] = {}
@@ -188,6 +188,8 @@ class TarReader:
         if form == stat.S_IFREG:
             if header.kind == b"1":
                 entry.link = clean_path(target)
+                if size and not pax and self._followed_by_header():
+                    self.left = 0  # old archivers give the size, and no payload
                 return entry
             entry.size = size
             if header.kind == b"S":
@@ -204,6 +206,10 @@ class TarReader:
         if pax:
             _xattrs(entry, pax)
         return entry
+
+    def _followed_by_header(self) -> bool:
+        head = self.stream.peek(BLOCK)
+        return head == _ZERO or is_header(head)
 
     def _regions(self, entry: Entry, numbers: list[int], real: int) -> None:
         regions = list(zip(numbers[::2], numbers[1::2], strict=True))
@@ -371,8 +377,8 @@ def open_archive(
         head = stream.peek(BLOCK)
         if head.startswith(_AR):
             member = _deb_data(stream)
-            with open_archive(member, name, ratio=ratio, floor=floor) as reader:  # type: ignore[arg-type]
-                yield reader
+            with open_archive(member, name, ratio=ratio, floor=floor) as inner:  # type: ignore[arg-type]
+                yield inner
             return
         if not head:
             raise ArchiveError(f"{name}: the archive is empty")

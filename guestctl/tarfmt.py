@@ -251,7 +251,13 @@ def _header(
     return b"%b%06o\0 %b" % (block[:148], total, block[156:])
 
 
-def encode_entry(
+def _gnu_long(kind: bytes, name: bytes) -> bytes:
+    body = name + b"\0"
+    head = _header(b"././@LongLink", b"", 0o644, 0, 0, len(body), 0, kind)
+    return head + body + bytes(pad(len(body)))
+
+
+def encode_entry(  # noqa: PLR0912, PLR0915 (one field of the header after the other)
     entry: Entry,
     *,
     payload: int,
@@ -274,25 +280,34 @@ def encode_entry(
     pax: list[tuple[bytes, bytes]] = []
     prefix = b""
     short, sparse = name, entry.sparse is not None and entry.link is None
+    # pax wants UTF-8, and GNU tar grumbles at the keyword that says otherwise: names of other
+    # bytes go the older GNU way, which everyone reads.
+    raw = b""
     if sparse:
         pax += [
             (b"GNU.sparse.major", b"1"),
             (b"GNU.sparse.minor", b"0"),
-            (b"GNU.sparse.name", name),
             (b"GNU.sparse.realsize", b"%d" % entry.size),
         ]
-        head, _, tail = name.rpartition(b"/")
-        short = head + b"/GNUSparseFile.0/" + tail
+        if _utf8(name):
+            pax.append((b"GNU.sparse.name", name))
+            head, _, tail = name.rpartition(b"/")
+            short = head + b"/GNUSparseFile.0/" + tail
     if len(short) > 100:
         split = _split(short)
         if split:
             prefix, short = split
         else:
-            if not sparse:
+            if not _utf8(name):
+                raw += _gnu_long(b"L", name)
+            elif not sparse:
                 pax.append((b"path", name))
             short = short[:100]
     if len(target) > 100:
-        pax.append((b"linkpath", target))
+        if _utf8(target):
+            pax.append((b"linkpath", target))
+        else:
+            raw += _gnu_long(b"K", target)
         target = target[:100]
     seconds, rest = divmod(entry.mtime, 10**9)
     if rest or not 0 <= seconds < 1 << 33:
@@ -311,18 +326,13 @@ def encode_entry(
         size = 0
     if extra:
         pax += sorted(extra.items())
-    blocks = b""
+    blocks = raw
     if pax:
-        if not all(_utf8(value) for key, value in pax if key in _CHARSET):
-            pax.insert(0, (b"hdrcharset", b"BINARY"))
         body = b"".join(_pax_record(key, value) for key, value in pax)
-        blocks = (
+        blocks += (
             _header(b"./PaxHeaders/entry", b"", 0o644, 0, 0, len(body), 0, b"x")
             + body
             + bytes(pad(len(body)))
         )
     rdev = entry.rdev if kind in b"34" else (0, 0)
     return blocks + _header(short, prefix, entry.mode, uid, gid, size, seconds, kind, target, rdev)
-
-
-_CHARSET = frozenset((b"path", b"linkpath", b"GNU.sparse.name"))

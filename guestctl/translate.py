@@ -29,6 +29,7 @@ from guestctl.tree import (
     tree_state,
     write_state,
 )
+from guestctl.treecheck import Problem, examine
 from guestctl.treereader import TreeReader
 from guestctl.treewriter import TreeWriter
 from guestctl.vmeta import MAPPED_FILE, META_DIR, ROOT_FILE
@@ -36,10 +37,13 @@ from guestctl.vmeta import MAPPED_FILE, META_DIR, ROOT_FILE
 __all__ = [
     "CollectReport",
     "Limits",
+    "Problem",
     "StageReport",
+    "check",
     "collect",
     "is_partial",
     "list_tree",
+    "repair",
     "stage",
     "tree_state",
 ]
@@ -99,12 +103,12 @@ def _into(into: Path | None) -> bytes:
 
 
 @contextlib.contextmanager
-def _open_source(source: Path | BinaryIO, limits: Limits, exclude_vcs: bool) -> Iterator[Reader]:
+def _open_source(source: Path | BinaryIO) -> Iterator[tuple[int | BinaryIO, str]]:
+    """Yields a descriptor or file object, and what to call it."""
     if not isinstance(source, (str, bytes, os.PathLike)):
         name = getattr(source, "name", "")
-        shown = name if isinstance(name, str) and name != "<stdin>" else "standard input"
-        with open_archive(source, shown, ratio=limits.ratio) as reader:
-            yield reader
+        known = isinstance(name, str) and name not in ("", "<stdin>")
+        yield source, name if known else "standard input" if name else "the archive"
         return
     shown = os.fsdecode(source)
     try:
@@ -112,13 +116,20 @@ def _open_source(source: Path | BinaryIO, limits: Limits, exclude_vcs: bool) -> 
     except OSError as error:
         raise ArchiveError(f"{shown}: {error.strerror}") from error
     try:
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            yield HostDir(fd, shown, exclude_vcs=exclude_vcs)
-        else:
-            with open_archive(fd, shown, ratio=limits.ratio) as reader:
-                yield reader
+        yield fd, shown
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _reading(
+    handle: int | BinaryIO, name: str, limits: Limits, exclude_vcs: bool
+) -> Iterator[Reader]:
+    if isinstance(handle, int) and stat.S_ISDIR(os.fstat(handle).st_mode):
+        yield HostDir(handle, name, exclude_vcs=exclude_vcs)
+    else:
+        with open_archive(handle, name, ratio=limits.ratio) as reader:
+            yield reader
 
 
 def stage(
@@ -148,45 +159,58 @@ def stage(
         raise UsageError("stage with link=True is not there yet", hint="stage without it copies")
     base = _into(into)
     where = os.fsencode(tree)
-    with contextlib.suppress(FileExistsError):
-        os.makedirs(where, mode=0o700)
+    _make_tree(where)
     warnings = Warnings()
     with (
-        _open_source(source, limits, exclude_vcs) as reader,
+        _open_source(source) as (handle, name),
         open_tree(where) as root,
         hold_tree(root, exclusive=True),
     ):
         model = _model_for(root, where, security_model)
         before = read_state(root)
-        mark = _mark(root, before, base, reader.name)
-        try:
-            write_state(root, model, mark)
-        except OSError as error:
-            raise TreeError(
-                f"{os.fsdecode(where)}: cannot hold {model} metadata: {error.strerror}"
-            ) from error
+        mark = _mark(root, before, base, name)
+        _write_mark(root, model, mark, where)
         writer = TreeWriter(
-            root,
-            model,
-            label=reader.name,
-            into=base,
-            follow_dirs=follow_dirs,
-            warn=warnings.add,
+            root, model, label=name, into=base, follow_dirs=follow_dirs, warn=warnings.add
         )
         try:
-            writer.begin()
-            entries, size = _copy_in(reader, writer, limits, base, progress)
+            with _reading(handle, name, limits, exclude_vcs) as reader:
+                entries, size = _copy_in(reader, writer, limits, mark, progress)
             writer.finish()
-            if before.aside or writer.aside:
-                write_state(root, model, State(aside=True))
-            else:
-                clear_state(root, model)
+            _write_mark(root, model, State(aside=before.aside or writer.aside), where)
             writer.stamp_root()
+        except BaseException:
+            if not (writer.begun or mark.fresh or before.partial):
+                _write_mark(root, model, before, where)  # nothing was touched
+            raise
         finally:
             writer.close()
     for line in reader.warnings:
         warnings.add(line)
     return StageReport(entries, size, warnings.all())
+
+
+def _make_tree(where: bytes) -> None:
+    try:
+        parent = os.path.dirname(os.path.abspath(where))
+        os.makedirs(parent, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(where, 0o700)
+            os.chmod(where, 0o700)  # whatever the umask
+    except OSError as error:
+        raise TreeError(f"{os.fsdecode(where)}: {error.strerror}") from error
+
+
+def _write_mark(root: int, model: str, state: State, where: bytes) -> None:
+    try:
+        if state == State():
+            clear_state(root, model)
+        else:
+            write_state(root, model, state)
+    except OSError as error:
+        raise TreeError(
+            f"{os.fsdecode(where)}: cannot hold {model} metadata: {error.strerror}"
+        ) from error
 
 
 def _model_for(root: int, where: bytes, wanted: str | None) -> str:
@@ -258,12 +282,14 @@ def _copy_in(
     reader: Reader,
     writer: TreeWriter,
     limits: Limits,
-    base: bytes,
+    mark: State,
     progress: Progress | None,
 ) -> tuple[int, int]:
     entries = size = 0
-    deepest = limits.depth - (base.count(b"/") + 1 if base else 0)
+    deepest = limits.depth - (mark.into.count(b"/") + 1 if mark.into else 0)
     for entry in reader:
+        if not entries:
+            writer.begin(entry.mtime, fresh=mark.fresh)
         entries += 1
         size += entry.size
         if entries > limits.entries:
@@ -280,6 +306,8 @@ def _copy_in(
             ) from error
         if progress is not None:
             progress(entries, size)
+    if not entries:
+        writer.begin(0, fresh=mark.fresh)
     return entries, size
 
 
@@ -393,7 +421,9 @@ def _file_out(sink: Sink, entry: Entry, fd: int, extra: dict[bytes, bytes] | Non
         head = sparse_map_text(listed)
         size = len(head) + sum(length for _, length in regions)
         sink.write(encode_entry(entry, payload=size, extra=extra) + head)
-        whole = all([sink.copy(fd, offset, length) for offset, length in regions])
+        whole = True
+        for offset, length in regions:
+            whole = whole and sink.copy(fd, offset, length)
     if not whole:
         raise TreeError(f"{entry.shown}: it shrank while it was read")
     if padding := pad(size):
@@ -414,7 +444,7 @@ def _extra(entry: Entry, warnings: Warnings) -> dict[bytes, bytes]:
     return extra
 
 
-# list
+# list, check, repair
 
 
 def list_tree(
@@ -427,3 +457,28 @@ def list_tree(
         reader = TreeReader(root, model, warn=lambda _line: None, aside=state.aside, content=False)
         for entry, _ in reader.walk(_into(path)):
             yield entry
+
+
+def check(tree: Path, *, security_model: str | None = None) -> tuple[Problem, ...]:
+    """Returns what in a tree breaks guests or builds, each with its path and consequence."""
+    with open_tree(tree) as root, hold_tree(root):
+        return _examined(root, security_model, mend=False)
+
+
+def repair(tree: Path, *, security_model: str | None = None) -> tuple[Problem, ...]:
+    """Mends what `check` finds, and returns that: `mended` says what was done with each.
+
+    :raise TreeError: the tree is in use, or of both security models.
+    """
+    with open_tree(tree) as root, hold_tree(root, exclusive=True):
+        return _examined(root, security_model, mend=True)
+
+
+def _examined(root: int, wanted: str | None, *, mend: bool) -> tuple[Problem, ...]:
+    try:
+        model = wanted or detect_model(root) or MAPPED_FILE
+    except TreeError as error:
+        if mend:
+            raise
+        return (Problem(b"", "mixed", str(error)),)
+    return tuple(examine(root, model, mend=mend))

@@ -356,7 +356,9 @@ class TreeReader:
         finally:
             os.close(fd)
 
-    def _regular(self, level: _Level, name: bytes, at: bytes, fd: int) -> Found:
+    def _regular(  # noqa: PLR0912 (the types of entry are many)
+        self, level: _Level, name: bytes, at: bytes, fd: int
+    ) -> Found:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise TreeError(f"{_shown(at)}: the tree changes while it is read")

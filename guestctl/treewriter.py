@@ -69,6 +69,7 @@ class TreeWriter:
     ) -> None:
         """`root` is a descriptor of the tree's root; `label` names the source in messages."""
         self.aside = False  # whether anything was kept aside
+        self.begun = False  # whether anything was written
         self._file_model = model == MAPPED_FILE
         self._label = label
         self._into = into
@@ -78,7 +79,6 @@ class TreeWriter:
         self._dirs: dict[bytes, _Dir] = {b"": self._root}
         self._times: dict[bytes, int] = {}
         self._later: list[Entry] = []
-        self._now = 0  # mtime for folders that no member names
         self._exact = self._probe()
 
     def _probe(self) -> bool:
@@ -95,14 +95,20 @@ class TreeWriter:
 
     # Folders
 
-    def begin(self) -> None:
-        """Makes the folder to stage into, and the root's own metadata where it has none."""
-        if self._file_model:
-            if ROOT_FILE not in map(os.fsencode, os.listdir(self._root.fd)):
-                self._attributes(self._root, Entry(b"", _IMPLICIT))
-        else:
-            self._attributes(self._root, Entry(b"", _IMPLICIT), keep=True)
-        self._dir(self._into, Entry(self._into, _IMPLICIT))
+    def begin(self, mtime: int, *, fresh: bool) -> None:
+        """Makes the folder to stage into, and the root's own metadata where it has none.
+
+        With `fresh`, what no member names gets `mtime`: the time of staging must not show.
+        """
+        self.begun = True
+        root = Entry(b"", _IMPLICIT)
+        if not self._file_model:
+            self._attributes(self._root, root, keep=True)
+        elif ROOT_FILE not in map(os.fsencode, os.listdir(self._root.fd)):
+            self._attributes(self._root, root)
+        into = self._dir(self._into, Entry(self._into, _IMPLICIT, mtime=mtime))
+        if fresh:
+            self._times[into.path] = mtime
 
     def _full(self, path: bytes) -> bytes:
         if not self._into:
@@ -162,7 +168,7 @@ class TreeWriter:
 
     def _mkdir(self, here: _Dir, name: bytes) -> int:
         os.mkdir(name, 0o700, dir_fd=here.fd)
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here.fd)
+        fd = open_dir(name, here.fd)
         if not self._exact:
             os.fchmod(fd, 0o700)
         return fd

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from guestctl.cli.output import json_option, print_json
+
+if TYPE_CHECKING:
+    from guestctl.treecheck import Problem
 
 __all__ = ["group"]
 
@@ -108,7 +112,8 @@ def stage(
         "ratio": max_ratio,
     }
     limits = replace(
-        translate.Limits(), **{key: value for key, value in given.items() if value is not None}
+        translate.Limits(),
+        **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
     with _progress("staging") as progress:
         report = translate.stage(
@@ -203,3 +208,57 @@ def list_(tree: str, path: str | None, security_model: str | None, as_json: bool
         return
     for entry in entries:
         click.echo(line(entry))
+
+
+@group.command()
+@click.argument("tree")
+@_model_option
+@json_option
+def check(tree: str, security_model: str | None, as_json: bool) -> int:
+    """Find what in TREE breaks guests or builds. Exit status 1: there is something.
+
+    \b
+    Example:
+      guestctl virtfs check tree
+    """
+    from guestctl import translate
+
+    problems = translate.check(tree, security_model=security_model)
+    _problems(problems, as_json)
+    return 1 if problems else 0
+
+
+@group.command()
+@click.argument("tree")
+@_model_option
+@json_option
+def repair(tree: str, security_model: str | None, as_json: bool) -> int:
+    """Mend what `check` finds in TREE. Exit status 1: something could not be mended.
+
+    \b
+    Example:
+      guestctl virtfs repair tree
+    """
+    from guestctl import translate
+
+    problems = translate.repair(tree, security_model=security_model)
+    _problems(problems, as_json)
+    return 0 if all(problem.mended for problem in problems) else 1
+
+
+def _problems(problems: Sequence[Problem], as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {
+                "path": os.fsdecode(problem.path) or ".",
+                "kind": problem.kind,
+                "detail": problem.detail,
+                "consequence": problem.consequence,
+                "mended": problem.mended,
+            }
+            for problem in problems
+        ]
+        print_json({"problems": rows})
+        return
+    for problem in problems:
+        click.echo(problem.line)

@@ -1,0 +1,416 @@
+"""Finds what in a virtfs tree breaks guests or builds, and mends it where that can be done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+
+from guestctl.entry import TARGET_MAX, type_name
+from guestctl.tree import NEW_FILE, OPEN_DIR, OPEN_FILE, open_dir, read_small, read_state
+from guestctl.vmeta import (
+    MAPPED_FILE,
+    META_DIR,
+    META_MAX,
+    RESERVED,
+    ROOT_FILE,
+    STATE_NAME,
+    VIRTFS_PREFIX,
+    Meta,
+    decode_text,
+    decode_xattrs,
+    encode_rdev,
+    encode_text,
+    encode_xattrs,
+    has_rdev,
+)
+
+__all__ = ["KINDS", "Problem", "examine"]
+
+# What each kind of problem does to a guest or a build.
+KINDS = {
+    "partial-stage": "a stage into it did not end: entries are missing or cut short",
+    "mixed": "it holds metadata of both security models: a guest believes only one",
+    "missing": "the guest sees the host's owner and mode; rename and link from here can fail, "
+    "or destroy what they would replace",
+    "partial": "the guest sees the host's values where the metadata has none",
+    "malformed": "it is not what QEMU writes: the guest may see other values than were meant",
+    "no-type": "stat fails in the guest with EINVAL",
+    "wrong-type": "the guest believes the metadata: what it does with the entry fails or destroys",
+    "orphan": "the guest can never remove the directory",
+    "empty-metadata": "the guest cannot rename another directory over this empty one",
+    "unsafe-metadata": "the metadata is no small regular file: QEMU takes it as missing, or hangs",
+    "unshared-links": "the names of one file differ in owner and mode, or will after a chmod",
+    "host-symlink": "the guest sees a link that it cannot read (ELOOP)",
+    "host-special": "the guest cannot open it",
+    "host-mode": "the guest's root is refused what root may do",
+    "bad-target": "the guest sees a link with an empty or impossible target",
+    "content": "a device, fifo or socket with content, which the guest cannot see",
+    "stray": "a reserved name where it has no meaning: the guest can never remove the directory",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    path: bytes
+    kind: str
+    detail: str = ""
+    mended: bool = False
+
+    @property
+    def consequence(self) -> str:
+        return KINDS[self.kind]
+
+    @property
+    def line(self) -> str:
+        detail = f" ({self.detail})" if self.detail else ""
+        done = "; mended" if self.mended else ""
+        return f"{os.fsdecode(self.path) or '.'}: {self.kind}{detail}: {self.consequence}{done}"
+
+
+def examine(root: int, model: str, *, mend: bool = False) -> Iterator[Problem]:
+    """Yields the problems of the tree at `root`, and with `mend` deals with each as it is found."""
+    yield from _Examiner(root, model, mend).run()
+
+
+class _Examiner:
+    def __init__(self, root: int, model: str, mend: bool) -> None:
+        self._root = root
+        self._file_model = model == MAPPED_FILE
+        self._mend = mend
+        self._links: dict[tuple[int, int], tuple[bytes, tuple[int, int]]] = {}
+
+    def run(self) -> Iterator[Problem]:
+        if read_state(self._root).partial:
+            yield Problem(b"", "partial-stage", "stage it anew")
+        yield from self._root_itself()
+        todo = [b""]
+        while todo:
+            path = todo.pop()
+            fd = self._open(path)
+            try:
+                folders: list[bytes] = []
+                yield from self._folder(path, fd, folders)
+            finally:
+                os.close(fd)
+            todo += sorted(folders, reverse=True)
+
+    def _open(self, path: bytes) -> int:
+        fd = os.open(b".", OPEN_DIR, dir_fd=self._root)
+        for name in path.split(b"/") if path else ():
+            try:
+                below = open_dir(name, fd)
+            finally:
+                os.close(fd)
+            fd = below
+        return fd
+
+    def _report(self, path: bytes, kind: str, detail: str, act: Callable[[], object]) -> Problem:
+        """A problem, dealt with by `act` if that is wanted and can be done."""
+        problem = Problem(path, kind, detail)
+        if not self._mend:
+            return problem
+        try:
+            act()
+        except OSError as error:
+            return replace(problem, detail=f"{detail}, not mended: {error.strerror}".lstrip(", "))
+        return replace(problem, mended=True)
+
+    def _root_itself(self) -> Iterator[Problem]:
+        if self._file_model:
+            yield from self._one_text(b"", self._root, ROOT_FILE, os.fstat(self._root), True)
+        else:
+            yield from self._one_xattr(b"", self._root, os.fstat(self._root))
+
+    # One folder
+
+    def _folder(self, path: bytes, fd: int, folders: list[bytes]) -> Iterator[Problem]:
+        names = sorted(os.fsencode(name) for name in os.listdir(fd))
+        present = set(names) - RESERVED
+        meta = -1
+        if META_DIR in names and self._file_model:
+            try:
+                meta = open_dir(META_DIR, fd)
+            except OSError as error:
+                yield Problem(path, "unsafe-metadata", f"{META_DIR.decode()}: {error.strerror}")
+        elif META_DIR in names:
+            yield Problem(path, "mixed", META_DIR.decode())
+        if ROOT_FILE in names and (path or not self._file_model):
+            yield self._report(path, "stray", ROOT_FILE.decode(), lambda: _remove(ROOT_FILE, fd))
+        try:
+            if meta >= 0:
+                yield from self._orphans(path, fd, meta, present)
+            for name in sorted(present):
+                at = path + b"/" + name if path else name
+                yield from self._entry(at, name, fd, meta, folders)
+                if meta < 0 and self._mend and self._file_model:
+                    with contextlib.suppress(OSError):
+                        meta = open_dir(META_DIR, fd)
+        finally:
+            if meta >= 0:
+                os.close(meta)
+
+    def _orphans(self, path: bytes, fd: int, meta: int, present: set[bytes]) -> Iterator[Problem]:
+        held = sorted(os.fsencode(name) for name in os.listdir(meta))
+        for name in held:
+            if name in present or (name == STATE_NAME and not path):
+                continue
+            at = path + b"/" + name if path else name
+            yield self._report(at, "orphan", "", lambda name=name: _remove(name, meta))  # type: ignore[misc]
+        if path and not present:
+            yield self._report(path, "empty-metadata", "", lambda: os.rmdir(META_DIR, dir_fd=fd))
+
+    def _entry(
+        self, at: bytes, name: bytes, fd: int, meta: int, folders: list[bytes]
+    ) -> Iterator[Problem]:
+        info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        form = stat.S_IFMT(info.st_mode)
+        if form not in (stat.S_IFREG, stat.S_IFDIR):
+            kind = "host-symlink" if form == stat.S_IFLNK else "host-special"
+            act = lambda: self._convert(name, fd, info)  # noqa: E731
+            yield self._report(at, kind, type_name(form), act)
+            return
+        want = 0o700 if form == stat.S_IFDIR else 0o600
+        if info.st_mode & want != want:
+            yield self._report(
+                at, "host-mode", f"{stat.S_IMODE(info.st_mode):04o}", lambda: _chmod(name, fd, want)
+            )
+        if form == stat.S_IFDIR:
+            folders.append(at)
+        if self._file_model:
+            yield from self._one_text(at, fd, name, info, False, meta)
+        else:
+            try:
+                child = os.open(name, OPEN_FILE, dir_fd=fd)
+            except OSError as error:
+                yield Problem(at, "host-mode", error.strerror or "")
+                return
+            try:
+                yield from self._one_xattr(at, child, info)
+            finally:
+                os.close(child)
+
+    # One entry's metadata
+
+    def _one_text(
+        self,
+        at: bytes,
+        fd: int,
+        name: bytes,
+        info: os.stat_result,
+        is_root: bool,
+        meta: int = -1,
+    ) -> Iterator[Problem]:
+        where = fd if is_root else meta
+        text: bytes | None = None
+        try:
+            text = read_small(name, where, META_MAX) if where >= 0 else None
+        except ValueError as error:
+            yield self._report(at, "unsafe-metadata", str(error), lambda: _remove(name, where))
+            if not self._mend:
+                return
+        except OSError as error:
+            yield Problem(at, "unsafe-metadata", error.strerror or "")
+            return
+        if info.st_nlink > 1 and stat.S_ISREG(info.st_mode):
+            found = yield from self._shared(at, fd, name, info, meta, text)
+            if found:
+                return
+        known = decode_text(text) if text else Meta()
+        kind, detail, right = _judge(known, info.st_mode, bool(text))
+        if not kind and text != _text(right):
+            kind = "malformed"
+        if kind:
+            yield self._report(
+                at, kind, detail, lambda: self._write(fd, name, _text(right), is_root)
+            )
+        yield from self._payload(at, fd, name, info, right)
+
+    def _one_xattr(self, at: bytes, fd: int, info: os.stat_result) -> Iterator[Problem]:
+        attrs = {}
+        for shown in os.listxattr(fd):
+            if os.fsencode(shown).startswith(VIRTFS_PREFIX):
+                attrs[os.fsencode(shown)] = os.getxattr(fd, shown)
+        known = decode_xattrs(attrs)
+        kind, detail, right = _judge(known, info.st_mode, known != Meta())
+
+        def act() -> None:
+            for name, value in encode_xattrs(*_fields(right)):
+                os.setxattr(fd, name, value)
+
+        if kind:
+            yield self._report(at, kind, detail, act)
+        yield from self._payload(at, fd, b"", info, right)
+
+    def _payload(
+        self, at: bytes, fd: int, name: bytes, info: os.stat_result, right: Meta
+    ) -> Iterator[Problem]:
+        form = stat.S_IFMT(right.mode or 0)
+        if form == stat.S_IFLNK:
+            data = b""
+            if info.st_size <= TARGET_MAX:
+                data = (read_small(name, fd, TARGET_MAX) if name else os.pread(fd, 4096, 0)) or b""
+            if not data or b"\0" in data:
+                yield Problem(at, "bad-target", f"{info.st_size} bytes")
+        elif form not in (stat.S_IFREG, stat.S_IFDIR) and info.st_size:
+            yield self._report(at, "content", f"{info.st_size} bytes", lambda: _cut(fd, name))
+
+    def _shared(
+        self,
+        at: bytes,
+        fd: int,
+        name: bytes,
+        info: os.stat_result,
+        meta: int,
+        text: bytes | None,
+    ) -> Generator[Problem, None, bool]:
+        """Looks at a name of several; returns whether it is done with."""
+        ident = info.st_dev, info.st_ino
+        mine = (0, 0)
+        if text is not None:
+            held = os.stat(name, dir_fd=meta, follow_symlinks=False)
+            mine = held.st_dev, held.st_ino
+        known = self._links.get(ident)
+        if known is None:
+            if text is not None:
+                self._links[ident] = at, mine
+            return False
+        first, its = known
+        if mine == its:
+            return True
+
+        def act() -> None:
+            parent, _, old = first.rpartition(b"/")
+            there = self._open(parent)
+            try:
+                source = open_dir(META_DIR, there)
+                try:
+                    if meta >= 0:
+                        _remove(name, meta)
+                    target = _meta_dir(fd)
+                    try:
+                        os.link(
+                            old,
+                            name,
+                            src_dir_fd=source,
+                            dst_dir_fd=target,
+                            follow_symlinks=False,
+                        )
+                    finally:
+                        os.close(target)
+                finally:
+                    os.close(source)
+            finally:
+                os.close(there)
+
+        detail = f"a hard link to {os.fsdecode(first)}"
+        yield self._report(at, "unshared-links", detail, act)
+        return True
+
+    # Mending
+
+    def _write(self, fd: int, name: bytes, text: bytes, is_root: bool) -> None:
+        """Rewrites metadata in place, since names of one file share it; creates it if missing."""
+        meta = os.dup(fd) if is_root else _meta_dir(fd)
+        try:
+            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            try:
+                new = os.open(name, flags | os.O_TRUNC, dir_fd=meta)
+            except FileNotFoundError:
+                new = os.open(name, NEW_FILE, 0o600, dir_fd=meta)
+            try:
+                os.fchmod(new, 0o600)
+                os.write(new, text)
+            finally:
+                os.close(new)
+        finally:
+            os.close(meta)
+
+    def _convert(self, name: bytes, fd: int, info: os.stat_result) -> None:
+        """Puts QEMU's form in the place of a link or special file of the host."""
+        target = os.readlink(name, dir_fd=fd) if stat.S_ISLNK(info.st_mode) else b""
+        mode, rdev = info.st_mode, None
+        if has_rdev(mode):
+            rdev = encode_rdev(os.major(info.st_rdev), os.minor(info.st_rdev))
+        os.unlink(name, dir_fd=fd)
+        new = os.open(name, NEW_FILE, 0o600, dir_fd=fd)
+        try:
+            os.fchmod(new, 0o600)
+            os.write(new, target)
+            if not self._file_model:
+                for key, value in encode_xattrs(0, 0, mode, rdev):
+                    os.setxattr(new, key, value)
+            os.utime(new, ns=(info.st_mtime_ns, info.st_mtime_ns))
+        finally:
+            os.close(new)
+        if self._file_model:
+            self._write(fd, name, encode_text(0, 0, mode, rdev), False)
+
+
+def _judge(known: Meta, host: int, present: bool) -> tuple[str, str, Meta]:
+    """Says what is wrong with metadata, in what way, and what would be right."""
+    form = stat.S_IFMT(host)
+    mode = host if known.mode is None else known.mode & 0o177777
+    claimed = stat.S_IFMT(mode)
+    kind = detail = ""
+    if not present:
+        kind = "missing"
+    elif known.mode is not None and not claimed:
+        kind, mode = "no-type", form | stat.S_IMODE(mode)
+    elif (claimed == stat.S_IFDIR) != (form == stat.S_IFDIR):
+        kind, detail = "wrong-type", f"{type_name(mode)}, but it is a {type_name(form)}"
+        mode = form | stat.S_IMODE(mode)
+    elif not known.complete:
+        kind = "partial"
+    rdev = known.rdev
+    if rdev is None and has_rdev(mode):
+        rdev = 0
+    right = Meta(_id(known.uid), _id(known.gid), mode, rdev)
+    return kind, detail, right
+
+
+def _id(value: int | None) -> int:
+    return 0 if value is None or value == 0xFFFFFFFF else value
+
+
+def _fields(meta: Meta) -> tuple[int, int, int, int | None]:
+    assert meta.uid is not None and meta.gid is not None and meta.mode is not None
+    return meta.uid, meta.gid, meta.mode, meta.rdev
+
+
+def _text(meta: Meta) -> bytes:
+    uid, gid, mode, rdev = _fields(meta)
+    return encode_text(uid, gid, mode, None if rdev == 0xFFFFFFFF else rdev)
+
+
+def _meta_dir(fd: int) -> int:
+    try:
+        os.mkdir(META_DIR, 0o700, dir_fd=fd)
+    except FileExistsError:
+        pass
+    return open_dir(META_DIR, fd)
+
+
+def _remove(name: bytes, dir_fd: int) -> None:
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except IsADirectoryError:
+        os.rmdir(name, dir_fd=dir_fd)
+
+
+def _chmod(name: bytes, dir_fd: int, mode: int) -> None:
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
+
+
+def _cut(fd: int, name: bytes) -> None:
+    if not name:
+        os.truncate(f"/proc/self/fd/{fd}", 0)
+        return
+    child = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_TRUNC | os.O_CLOEXEC, dir_fd=fd)
+    os.close(child)
