@@ -144,19 +144,18 @@ class FileTree:
 
     def _write_node(self, stream: IO[bytes], path: str, node: Node, first: dict[str, str]) -> None:
         info = tarfile.TarInfo(path)
-        info.type, info.mode, info.uid, info.gid = node.kind, node.mode, node.uid, node.gid
+        if node.kind == tarfile.LNKTYPE and node.target not in self.nodes:
+            raise ImageError(f"/{path} is a hard link to /{node.target}, which is missing")
+        owner = self.nodes[node.target] if node.kind == tarfile.LNKTYPE else node
+        info.type, info.mode, info.uid, info.gid = node.kind, owner.mode, owner.uid, owner.gid
         info.linkname = node.target if node.kind == tarfile.SYMTYPE else ""
         content: Content | bytes = b""
         if node.kind in (tarfile.REGTYPE, tarfile.LNKTYPE):
-            home = node.target if node.kind == tarfile.LNKTYPE else path
-            if home not in self.nodes:
-                raise ImageError(f"/{path} is a hard link to /{home}, which is missing")
-            carrier = first.setdefault(home, path)
+            carrier = first.setdefault(node.target or path, path)
             if carrier != path:
                 info.type, info.linkname = tarfile.LNKTYPE, carrier
             else:
-                info.type, info.mode = tarfile.REGTYPE, self.nodes[home].mode
-                content = self.nodes[home].content
+                info.type, content = tarfile.REGTYPE, owner.content
                 info.size = len(content) if isinstance(content, bytes) else content.size
         stream.write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
         if isinstance(content, bytes):

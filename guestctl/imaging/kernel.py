@@ -11,7 +11,7 @@ from guestctl.errors import ImageError
 from guestctl.imaging.workshop import Step
 from guestctl.recipe import Kernel
 
-__all__ = ["build_kernel", "uimage"]
+__all__ = ["build_kernel", "refused_symbols", "uimage"]
 
 VERSION = 1  # counts the changes of this module that change what it makes
 
@@ -39,7 +39,7 @@ def build_kernel(step: Step, kernel: Kernel, symbols: str, cross: str, package: 
         "KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970", f"-j{step.workshop.jobs}",
     ]  # fmt: skip
     step.run([*make, f"KCONFIG_ALLCONFIG={tree / 'symbols'}", "allnoconfig"], deadline=600)
-    refused = _refused(symbols, (tree / ".config").read_text())
+    refused = refused_symbols(symbols, (tree / ".config").read_text())
     if refused:
         raise ImageError(
             f"{kernel.config}: the kernel's configuration did not take {', '.join(refused)}",
@@ -67,7 +67,7 @@ def uimage(data: bytes, load: int) -> bytes:
     return header(zlib.crc32(header(0))) + data
 
 
-def _refused(symbols: str, config: str) -> list[str]:
+def refused_symbols(symbols: str, config: str) -> list[str]:
     """The lines of the list that the configuration does not have as they were asked for."""
     asked = re.findall(r"^(?:CONFIG_\w+=.*|# CONFIG_\w+ is not set)$", symbols, re.MULTILINE)
     got = set(config.splitlines())
