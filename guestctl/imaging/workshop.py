@@ -130,18 +130,18 @@ class Step:
     ) -> None:
         """Runs a program to its end; `stdin` writes what it reads. Raises ImageError."""
         argv = [str(word) for word in command]
+        path = f"{os.defpath}:/usr/local/bin:/usr/sbin:/sbin"
+        if "/" not in argv[0] and shutil.which(argv[0], path=path) is None:
+            raise ImageError(f"{self.name}: there is no program {argv[0]}")
         self.stream.write(f"+ {' '.join(argv)}\n")
         self.stream.flush()
-        path = f"{os.defpath}:/usr/local/bin:/usr/sbin:/sbin"
         settings = {"PATH": path, "LC_ALL": "C", "HOME": str(self.scratch), "TZ": "UTC"}
-        try:
-            process = subprocess.Popen(
-                argv, cwd=cwd or self.scratch, env=settings | dict(env or {}),
-                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=self.stream,
-                stderr=self.stream, start_new_session=True, pass_fds=[self.held],
-            )  # fmt: skip
-        except FileNotFoundError:
-            raise ImageError(f"{self.name}: there is no program {argv[0]}") from None
+        process = subprocess.Popen(
+            # Should we be killed, the program is told to end as well.
+            ["setpriv", "--pdeathsig", "TERM", *argv], cwd=cwd or self.scratch,
+            env=settings | dict(env or {}), stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=self.stream, stderr=self.stream, start_new_session=True, pass_fds=[self.held],
+        )  # fmt: skip
         try:
             if stdin and process.stdin:
                 # When the reader dies, its own complaint says more than our broken pipe.
