@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,14 @@ def test_the_same_packages_give_the_same_root(tmp_path: Path, places: Places) ->
 
         made.append(workshop.make("root", {}, work) / "root")
     assert sha256_of(made[0]) == sha256_of(made[1])
+    listing = subprocess.run(
+        ["unsquashfs", "-lln", made[0]], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    root, *others = [line.split() for line in listing.splitlines() if " squashfs-root" in line]
+    assert root[:2] == ["drwxr-xr-x", "0/0"]
+    assert str(os.getuid()) not in {number for line in others for number in line[1].split("/")}
+    su = next(line for line in others if line[-1].endswith("/usr/bin/su"))
+    assert su[0] == "-rwsr-xr-x"
 
 
 def test_packages_that_are_no_packages_fail_clearly(tmp_path: Path) -> None:

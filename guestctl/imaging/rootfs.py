@@ -14,13 +14,14 @@ from pathlib import Path
 
 from guestctl.errors import ImageError
 from guestctl.imaging.filetree import Content, FileTree, Node
+from guestctl.imaging.squashfs import write_squashfs
 from guestctl.imaging.tools import add_tools
 from guestctl.imaging.workshop import Step
 from guestctl.recipe import Locked, Recipe
 
 __all__ = ["STATIC", "build_root"]
 
-VERSION = 3
+VERSION = 4
 STATIC = "usr/lib/guestctl/static"  # first in a command's PATH
 
 # No one reads these in a guest; licences stay.
@@ -69,11 +70,7 @@ def build_root(
         tree.link(path, target)
         if not tree.resolve(path):
             raise ImageError(f"links: {path}: there is no {target} to link to")
-    command: list[str | Path] = ["sqfstar", "-comp", "lz4", "-noI", "-noD", "-noF", "-noX"]
-    command += ["-no-xattrs", "-mkfs-time", "0"]
-    command += ["-all-time", "0", "-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"]
-    command += ["-no-progress", "-quiet", step.out / "root"]
-    step.run(command, stdin=tree.write, deadline=900)
+    write_squashfs(step, tree, step.out / "root")
 
 
 def _unpack(package: Path, archive: Path) -> None:
