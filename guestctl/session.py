@@ -177,6 +177,9 @@ class Session:
     def _event(self, frame: wire.Frame) -> Iterable[Event]:
         if not self._welcomed and frame.type != Type.WELCOME:
             raise ProtocolError(f"a frame of type {frame.type:#x} came before the welcome")
+        if frame.id >= SERVICE_BIT and frame.id not in self._streams and frame.type != Type.OPEN:
+            # It may have crossed our refusal, or the end of the stream.
+            return []
         handler = _HANDLERS.get(frame.type)
         if handler is None:
             raise ProtocolError(f"a frame of type {frame.type:#x} is not the guest's to send")

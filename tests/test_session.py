@@ -113,8 +113,16 @@ def test_a_service_stream_lives_until_both_ends_have_closed(session: Session) ->
     session.feed(encode(Type.DATA, stream, 0, b"hi") + encode(Type.EOF, stream))
     assert session.room(stream)
     session.send_eof(stream)
-    with pytest.raises(ProtocolError):
-        session.feed(encode(Type.DATA, stream, 0, b"late"))
+    # What crossed the end is ignored; the id may be used again.
+    assert session.feed(encode(Type.DATA, stream, 0, b"late")) == []
+    assert session.feed(encode(Type.OPEN, stream, payload=b"x")) == [events.Opened(stream, b"x")]
+
+
+def test_a_refused_stream_may_still_be_heard_of(session: Session) -> None:
+    stream = 0x80000001
+    session.feed(encode(Type.OPEN, stream, payload=b"distcc"))
+    assert session.refuse(stream, 111, "no")
+    assert session.feed(encode(Type.EOF, stream) + encode(Type.DATA, stream, 0, b"x")) == []
 
 
 def test_replies_belong_to_requests(session: Session) -> None:

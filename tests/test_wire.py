@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,3 +97,62 @@ def test_a_command_over_the_limit_names_it() -> None:
 def test_commands_that_no_exec_takes(command: Command) -> None:
     with pytest.raises(UsageError):
         wire.command_records(command)
+
+
+# --- the vectors that both sides are bound by -----------------------------------------------
+
+VECTORS = Path(__file__).parent / "vectors" / "frames.txt"
+LINES = [line.split() for line in VECTORS.read_text().splitlines() if line and line[0] != "#"]
+GOOD = {words[1]: words for words in LINES if words[0] == "good"}
+
+
+def data_of(text: str) -> bytes:
+    """The bytes that a vector's notation stands for; see the head of the file."""
+    if text == "-":
+        return b""
+    made = b""
+    for piece in text.split("+"):
+        name, _, count = piece.partition(":")
+        if piece.startswith("@"):
+            whole = data_of(GOOD[name[1:]][-1])
+            made += whole[: int(count)] if count else whole
+        else:
+            digits, _, times = piece.partition("*")
+            made += bytes.fromhex(digits) * int(times or 1)
+    return made
+
+
+def frame_of(words: list[str]) -> Frame:
+    fields = dict(word.split("=", 1) for word in words[3:7])
+    return Frame(
+        int(fields["type"], 16),
+        int(fields["id"], 16),
+        int(fields["channel"]),
+        data_of(fields["payload"]),
+    )
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_vectors(name: str) -> None:
+    words = GOOD[name]
+    frame, data = frame_of(words), data_of(words[-1])
+    assert encoded(frame) == data
+    for step in (1, len(data)):
+        decoder = Decoder()
+        pieces = (data[at : at + step] for at in range(0, len(data), step))
+        assert [got for piece in pieces for got in decoder.feed(piece)] == [frame]
+
+
+@pytest.mark.parametrize("words", [w for w in LINES if w[0] == "broken"], ids=lambda w: w[1])
+def test_broken_vectors(words: list[str]) -> None:
+    data = data_of(words[3])
+    for step in (1, len(data)):
+        decoder = Decoder()
+        with pytest.raises(ProtocolError):
+            for at in range(0, len(data), step):
+                decoder.feed(data[at : at + step])
+
+
+@pytest.mark.parametrize("words", [w for w in LINES if w[0] == "partial"], ids=lambda w: w[1])
+def test_partial_vectors(words: list[str]) -> None:
+    assert Decoder().feed(data_of(words[3])) == []
