@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
 import lzma
 import os
 import queue
@@ -40,27 +41,37 @@ def copy_range(src: int, offset: int, dst: int, size: int) -> int:
     Fewer than `size` means that `src` ended.
     """
     done = 0
-    kernel = True
+    ways = [_by_copy_file_range, _by_sendfile, _by_hand]
     while done < size:
-        if kernel:
-            try:
-                n = os.copy_file_range(src, dst, size - done, offset + done)
-                if n == 0 and done == 0:
-                    kernel = False  # some file systems answer 0 instead of an error
-                    continue
-            except OSError as error:
-                if error.errno in (28, 5, 27, 122):  # ENOSPC EIO EFBIG EDQUOT
-                    raise
-                kernel = False
-                continue
-        else:
-            data = os.pread(src, min(size - done, CHUNK), offset + done)
-            write_all(dst, data)
-            n = len(data)
+        try:
+            n = ways[0](src, offset + done, dst, size - done)
+        except OSError as error:
+            if error.errno in _REAL or len(ways) == 1:
+                raise
+            n = 0
         if n == 0:
-            break
+            if len(ways) == 1:
+                break
+            ways.pop(0)  # not between these files; some file systems say so by 0
         done += n
     return done
+
+
+_REAL = frozenset((errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT))
+
+
+def _by_copy_file_range(src: int, offset: int, dst: int, size: int) -> int:
+    return os.copy_file_range(src, dst, size, offset)
+
+
+def _by_sendfile(src: int, offset: int, dst: int, size: int) -> int:
+    return os.sendfile(dst, src, offset, size)
+
+
+def _by_hand(src: int, offset: int, dst: int, size: int) -> int:
+    data = os.pread(src, min(size, CHUNK), offset)
+    write_all(dst, data)
+    return len(data)
 
 
 class Stream:

@@ -49,7 +49,6 @@ _TYPEFLAG = {
     stat.S_IFDIR: b"5",
     stat.S_IFIFO: b"6",
 }
-_FIELD = tuple(f"%0{width}o\0".encode() for width in range(13))
 
 
 @dataclass(slots=True)
@@ -220,6 +219,23 @@ def _utf8(value: bytes) -> bool:
     return True
 
 
+@lru_cache(maxsize=1024)
+def _owner(mode: int, uid: int, gid: int) -> bytes:
+    return b"%07o\0%07o\0%07o\0" % (mode & 0o7777, uid, gid)
+
+
+@lru_cache(maxsize=64)
+def _tail(target: bytes, rdev: tuple[int, int], prefix: bytes) -> bytes:
+    """All that follows the type flag: the same for nearly all files."""
+    return b"%bustar\00000%b%07o\0%07o\0%b" % (
+        target.ljust(100, b"\0"),
+        bytes(64),
+        rdev[0],
+        rdev[1],
+        prefix.ljust(167, b"\0"),
+    )
+
+
 def _header(
     name: bytes,
     prefix: bytes,
@@ -232,22 +248,16 @@ def _header(
     target: bytes = b"",
     rdev: tuple[int, int] = (0, 0),
 ) -> bytes:
-    block = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0        %b%bustar\00000%b%07o\0%07o\0%b" % (
+    block = b"%b%b%011o\0%011o\0        %b%b" % (
         name.ljust(100, b"\0"),
-        mode & 0o7777,
-        uid,
-        gid,
+        _owner(mode, uid, gid),
         size,
         mtime,
         kind,
-        target.ljust(100, b"\0"),
-        bytes(64),
-        rdev[0],
-        rdev[1],
-        prefix.ljust(167, b"\0"),
+        _tail(target, rdev, prefix),
     )
-    # A block of few large bytes sums below 65521; adler32 is exact then.
-    total = sum(block) if max(block) > 127 else (zlib.adler32(block) & 0xFFFF) - 1
+    # adler32's low half is 1 + the sum modulo 65521, which ASCII alone cannot reach.
+    total = (zlib.adler32(block) & 0xFFFF) - 1 if block.isascii() else sum(block)
     return b"%b%06o\0 %b" % (block[:148], total, block[156:])
 
 

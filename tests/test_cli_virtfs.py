@@ -1,0 +1,127 @@
+"""`guestctl virtfs` as a user meets it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.corpus import Member, tar_bytes, write_every_type
+
+
+def virtfs(*argv: object, stdin: bytes = b"", **env: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "guestctl", "virtfs", *map(str, argv)],
+        input=stdin,
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **env},
+    )
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    write_every_type(tmp_path / "a.tar")
+    done = virtfs("stage", tmp_path / "a.tar", tmp_path / "tree")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    return tmp_path / "tree"
+
+
+@pytest.mark.parametrize("command", ["stage", "collect", "list", "check", "repair"])
+def test_help_has_an_example(command):
+    done = virtfs(command, "--help")
+    assert done.returncode == 0 and b"Example" in done.stdout
+    assert f"guestctl virtfs {command}".encode() in done.stdout
+
+
+def test_from_standard_input_to_standard_output(tmp_path):
+    done = virtfs("stage", "-", tmp_path / "t", "--into", "a/b", stdin=tar_bytes([Member("f")]))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "t/a/b/f").exists()
+    done = virtfs("collect", tmp_path / "t", "-", "--path", "a/b")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
+        assert tar.getnames() == [".", "./f"]
+
+
+def test_json(tree, tmp_path):
+    done = virtfs("stage", tmp_path / "a.tar", tree, "--json")
+    facts = json.loads(done.stdout)
+    assert facts["version"] == 1 and facts["entries"] == 25
+    facts = json.loads(virtfs("list", tree, "--json").stdout)
+    by_path = {entry["path"]: entry for entry in facts["entries"]}
+    assert by_path["t-chr-wide"]["device"] == [300, 70000]
+    assert by_path["dir/file"]["mode"] == "4755"
+    assert by_path["u-bytes-\udcff\udc80"]["type"] == "file"
+    facts = json.loads(virtfs("check", tree, "--json").stdout)
+    assert facts == {"version": 1, "problems": []}
+
+
+def test_list_is_like_tar(tree, tmp_path):
+    done = virtfs("list", tree)
+    assert done.returncode == 0
+    lines = done.stdout.decode().splitlines()
+    assert len(lines) == 25
+    line = next(line for line in lines if line.endswith(" dir/file"))
+    assert line.split() == ["-rwsr-xr-x", "0/0", "6", "2020-09-13", "12:26:40", "dir/file"]
+    assert any(line.endswith(" z-link-chr link to t-chr") for line in lines)
+    assert any(line.endswith(r" u-newline\n") for line in lines)
+
+
+def test_check_and_repair(tree):
+    (tree / ".virtfs_metadata" / "gone").write_bytes(b"")
+    done = virtfs("check", tree)
+    assert done.returncode == 1 and b"gone: orphan" in done.stdout
+    done = virtfs("repair", tree)
+    assert done.returncode == 0 and b"mended" in done.stdout
+    assert virtfs("check", tree).returncode == 0
+
+
+def test_errors_are_one_line_and_a_hint(tmp_path):
+    (tmp_path / "evil.tar").write_bytes(tar_bytes([Member("../../x")]))
+    done = virtfs("stage", tmp_path / "evil.tar", tmp_path / "t")
+    assert done.returncode == 1 and done.stdout == b""
+    lines = done.stderr.decode().splitlines()
+    assert lines[0].startswith("guestctl: ") and "../../x" in lines[0] and ".." in lines[0]
+    done = virtfs("collect", tmp_path / "t", tmp_path / "o.tar")
+    assert done.returncode == 1 and b"partly staged" in done.stderr and b"hint: " in done.stderr
+    assert not (tmp_path / "o.tar").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [
+        (("collect", "missing", "o.tar"), 1),
+        (("stage", "missing.tar", "t"), 1),
+        (("collect", "{tree}", "o.zip"), 2),
+        (("stage", "{tree}/../a.tar", "{tree}", "--into", "../x"), 2),
+        (("stage",), 2),
+        (("list", "{tree}", "--path", "nowhere"), 1),
+    ],
+)
+def test_statuses(tree, argv, status):
+    done = virtfs(*(part.format(tree=tree) for part in argv))
+    assert done.returncode == status, done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_source_date_epoch(tree, tmp_path):
+    out = tmp_path / "o.tar"
+    for extra, env in (((), {"SOURCE_DATE_EPOCH": "5"}), (("--mtime", "5"), {})):
+        assert virtfs("collect", tree, out, *extra, **env).returncode == 0
+        with tarfile.open(out) as tar:
+            assert max(info.mtime for info in tar) == 5
+    assert virtfs("collect", tree, out, SOURCE_DATE_EPOCH="soon").returncode == 2
+
+
+def test_warnings_name_the_entry(tmp_path):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/bare").write_bytes(b"")
+    done = virtfs("collect", tmp_path / "tree", tmp_path / "o.tar")
+    assert done.returncode == 0 and b"warning: bare: " in done.stderr
