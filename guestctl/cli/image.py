@@ -51,7 +51,12 @@ def build(
 
     with _shown() as report:
         made = image.build(
-            arch, cache_dir=_cache(), locked=locked, jobs=jobs or 0, mirror=mirror, progress=report
+            arch,
+            cache_dir=_cache(),
+            locked=locked,
+            jobs=jobs or 0,
+            mirror=_mirrors(mirror),
+            progress=report,
         )
     replaced = made.facts()["replaced"]
     if replaced:
@@ -124,7 +129,7 @@ def lock(arch: str, output: Path | None, mirror: tuple[str, ...], as_json: bool)
     """
     from guestctl import image
 
-    path, entries = image.lock(arch, cache_dir=_cache(), mirror=mirror, output=output)
+    path, entries = image.lock(arch, cache_dir=_cache(), mirror=_mirrors(mirror), output=output)
     if as_json:
         print_json({"lock": str(path), "files": len(entries)})
     else:
@@ -155,6 +160,25 @@ def _cache() -> Path:
 
     # Places.of_user would make a run directory as well, which no image needs.
     return Path(platformdirs.user_cache_dir("guestctl"))
+
+
+def _mirrors(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the command line, or else of `mirror:` in the user's config: a text or a list."""
+    import platformdirs
+    import yaml
+
+    path = Path(platformdirs.user_config_dir("guestctl")) / "config.yaml"
+    if given or not path.exists():
+        return given
+    try:
+        facts = yaml.safe_load(path.read_text()) or {}
+        found = facts.get("mirror") or ()
+        found = (found,) if isinstance(found, str) else tuple(found)
+        if not all(isinstance(word, str) for word in found):
+            raise TypeError("mirror: must be a text or a list of texts")
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise click.ClickException(f"{path}: {str(error).splitlines()[0]}") from None
+    return found
 
 
 def _row(made: Image) -> dict[str, Any]:
