@@ -60,7 +60,8 @@ def confined_argv(
 ) -> list[str]:
     """`argv` as bubblewrap is to run it: it dies with its parent, and sees only `bindings`.
 
-    bubblewrap writes the pid of what it runs to descriptor `info`, as JSON.
+    bubblewrap writes the pid of the namespace's first process to descriptor `info`, as JSON; what
+    it runs is the only child of that. (As first process itself it would be deaf to most signals.)
     """
     made = [
         "bwrap",
@@ -71,7 +72,7 @@ def confined_argv(
         "--unshare-pid",
         "--unshare-uts",
     ]
-    made += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--as-pid-1"]
+    made += ["--unshare-cgroup-try", "--die-with-parent", "--new-session"]
     if not network:
         made.append("--unshare-net")
     for path in _SYSTEM:

@@ -8,10 +8,12 @@ import select
 import shutil
 import socket
 import subprocess
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from guestctl.errors import GuestctlError, HostLacks
+from guestctl.processes import ProcessId, children
 from guestctl.qemu.accel import qemu_program
 from guestctl.qemu.confine import Binding, Confinement, confined_argv
 from guestctl.qemu.machine import Machine, Paths, qemu_argv
@@ -142,11 +144,18 @@ def spawn(
 
 
 def _pid_of_confined(info: int) -> int:
-    """What bubblewrap says, or 0 when it ended before it said anything."""
+    """QEMU's pid by what bubblewrap says, or 0 when it ended before it said anything."""
     text = b""
     while select.select([info], [], [], _INFO_TIMEOUT)[0] and (data := os.read(info, 4096)):
         text += data
     try:
-        return int(json.loads(text)["child-pid"])
-    except (ValueError, KeyError):
+        first = ProcessId.of(int(json.loads(text)["child-pid"]))
+    except (ValueError, KeyError, ProcessLookupError):
         return 0
+    deadline = time.monotonic() + _INFO_TIMEOUT
+    while first.alive() and time.monotonic() < deadline:
+        found = children(first.pid)
+        if found:
+            return found[0]
+        time.sleep(0.0005)  # nothing tells of a fork in another process
+    return 0
