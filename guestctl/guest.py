@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from guestctl.agent import Agent
@@ -41,8 +42,9 @@ class Guest:
         spec = folder.spec()
         self.name = folder.name
         self.arch = str(spec["arch"])
-        self.work = Share(folder.path / spec["work"], self.name)
-        self.base = Share(folder.path / spec["base"], self.name)
+        model = str(spec["security_model"])
+        self.work = Share(Path(spec["work"]), self.name, model)
+        self.base = Share(Path(spec["base"]), self.name, model)
         # An emulated target has one processor here, whatever its memory would allow.
         self.jobs = 1 if spec["accelerator"] == "tcg" else max(1, spec["memory"] // _MEMORY_PER_JOB)
         self._folder = folder

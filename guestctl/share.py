@@ -26,11 +26,13 @@ class Share:
     """One export of one guest. It stands for its path wherever the host may touch the files.
 
     `os.fspath(share)` raises ShareError while the guest has it mounted: the host would read half of
-    what the guest writes, and the guest would not see what the host does.
+    what the guest writes, and the guest would not see what the host does. `security_model` is the
+    one that QEMU exports it with, and that whatever is staged here must follow.
     """
 
-    def __init__(self, path: Path, guest: str) -> None:
+    def __init__(self, path: Path, guest: str, security_model: str) -> None:
         self.path = path
+        self.security_model = security_model
         self._guest = guest
         self._lock: int | None = None
 

@@ -45,6 +45,9 @@ def run(name: str | None, command: tuple[str, ...], result: str | None, **option
       guestctl run --arch armv5l --share ./tree -- make -C /work
     """
     argv = tuple(os.fsencode(word) for word in command)
+    # Before any guest is started for nothing.
+    options["env"] = _environment(options["env"])
+    options["user"] = _user(options["user"])
     try:
         made = _run(name, command, options)
     except KeyboardInterrupt:
@@ -105,8 +108,8 @@ def _in_guest(
             command,
             root=options["root"],
             cwd=cwd,
-            env=_environment(options["env"]),
-            user=_user(options["user"]),
+            env=options["env"],
+            user=options["user"],
             stdin=_stdin(),
             stdout=_Stream(sys.stdout.fileno()),
             stderr=_Stream(sys.stderr.fileno()),
