@@ -72,7 +72,7 @@ class TarReader:
         where = shown or f"the header before byte {self.stream.offset}"
         return ArchiveError(f"{self.name}: {where}: {what}")
 
-    def __iter__(self) -> Iterator[Entry]:  # noqa: PLR0912 (the types of header are many)
+    def __iter__(self) -> Iterator[Entry]:  # noqa: PLR0912, PLR0915 (the types of header are many)
         stream = self.stream
         shared: dict[bytes, bytes] = {}
         local: dict[bytes, bytes] = {}
@@ -114,7 +114,12 @@ class TarReader:
                 raise self._fail("multi-volume archives are not supported")
             else:
                 pax = {**shared, **local} if shared else local
-                yield from self._member(header, pax, pairs)
+                entry = self._checked(header, pax, pairs)
+                padding = -self.left % BLOCK
+                yield entry
+                if rest := self.left + padding:
+                    self.left = 0
+                    stream.skip(rest)
             if local:
                 local, pairs = {}, []
             long_name = long_target = None
@@ -122,7 +127,7 @@ class TarReader:
 
     def _finish(self, block: bytes, pending: bool) -> None:
         stream = self.stream
-        stream.at = ""
+        stream.at = b""
         if len(block) < BLOCK or pending:
             if not block and not stream.offset:
                 raise ArchiveError(f"{self.name}: the archive is empty")
@@ -142,22 +147,14 @@ class TarReader:
         body = self.stream.exactly(header.size + pad(header.size))
         return body[: header.size]
 
-    def _member(
+    def _checked(
         self, header: Header, pax: dict[bytes, bytes], pairs: list[tuple[bytes, bytes]]
-    ) -> Iterator[Entry]:
-        stream = self.stream
-        shown = os.fsdecode(header.name)
-        stream.at = shown
+    ) -> Entry:
+        self.stream.at = header.name
         try:
-            entry = self._entry(header, pax, pairs)
+            return self._entry(header, pax, pairs)
         except ValueError as error:
             raise self._fail(str(error), os.fsdecode(pax.get(b"path", header.name))) from None
-        padding = pad(self.left)  # the map of a sparse file has whole blocks
-        yield entry
-        rest = self.left + padding
-        self.left = 0
-        if rest:
-            stream.skip(rest)
 
     def _entry(
         self, header: Header, pax: dict[bytes, bytes], pairs: list[tuple[bytes, bytes]]
@@ -320,7 +317,7 @@ class _CpioArchive:
 
     def __iter__(self) -> Iterator[Entry]:
         for entry in self._cpio:
-            self.stream.at = entry.shown
+            self.stream.at = entry.path
             self.left = self._cpio.size
             yield entry
             if self.left:
@@ -359,7 +356,7 @@ def _deb_data(stream: Stream) -> _Member:
         if size < 0:
             raise ArchiveError(f"{stream.name}: a broken ar header")
         name = header[:16].strip(b" /")
-        stream.at = os.fsdecode(name)
+        stream.at = name
         if name.startswith(b"data.tar"):
             return _Member(stream, size)
         stream.skip(size + size % 2)

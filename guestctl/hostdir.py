@@ -115,7 +115,7 @@ class HostDir:
                         self._regions(fd, entry.sparse)
                 if entry.sparse is None:
                     self.stream = Stream(lambda n: os.read(fd, n), self.name, fd=fd)
-                self.stream.at = entry.shown
+                self.stream.at = entry.path
             yield entry
         finally:
             os.close(fd)

@@ -80,7 +80,7 @@ class Stream:
     def __init__(self, read: Read, name: str, *, fd: int = -1) -> None:
         """`fd` is that of a regular file whose offset `read` follows, or -1."""
         self.name = name
-        self.at = ""  # the entry being read, for messages
+        self.at = b""  # the entry being read, for messages
         self.fd = fd
         self._read = read
         self._buffer = memoryview(b"")
@@ -90,7 +90,7 @@ class Stream:
         self.offset = 0  # bytes handed out
 
     def cut(self) -> ArchiveError:
-        where = f" within {self.at}" if self.at else ""
+        where = f" within {os.fsdecode(self.at)}" if self.at else ""
         return ArchiveError(
             f"{self.name}: the archive is cut short{where}", hint="fetch or make it again"
         )
@@ -138,6 +138,10 @@ class Stream:
         return bytes(self._buffer[self._pos : self._pos + n])
 
     def skip(self, n: int) -> None:
+        if n <= len(self._buffer) - self._pos:
+            self._pos += n
+            self.offset += n
+            return
         if self.region(n) >= 0:
             return
         while n:
@@ -165,6 +169,12 @@ class Stream:
 
     def copy(self, fd: int, n: int) -> None:
         """Writes the next `n` bytes to where `fd` stands."""
+        pos = self._pos
+        if n <= len(self._buffer) - pos and n < _BIG:
+            self._pos = pos + n
+            self.offset += n
+            write_all(fd, self._buffer[pos : pos + n])
+            return
         start = self.region(n)
         if start >= 0:
             if copy_range(self.fd, start, fd, n) != n:

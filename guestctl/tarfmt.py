@@ -87,7 +87,7 @@ def is_header(block: bytes) -> bool:
     except ValueError:
         return False
     # adler32's low half is 1 + the sum of all bytes modulo 65521: C speed for the usual case.
-    total = stored - 256 + sum(block[148:156])
+    total = stored - 256 + _sum(block[148:156])
     if zlib.adler32(block) & 0xFFFF == (total + 1) % 65521 and 0 <= total <= 255 * BLOCK:
         return True
     rest = block[:148] + block[156:]
@@ -108,6 +108,11 @@ def parse_number(text: bytes) -> int:
     if digits.strip(b"01234567"):
         raise ValueError(f"bad number {digits!r}")
     return int(digits, 8)
+
+
+@lru_cache(maxsize=8192)
+def _sum(data: bytes) -> int:
+    return sum(data)
 
 
 def parse_header(block: bytes) -> Header:

@@ -233,6 +233,15 @@ class TreeReader:
         self, entry: Entry, meta: Meta, info: os.stat_result, *, quiet: bool = False
     ) -> None:
         """Fills in what the guest would see; per key, the host's where the metadata has none."""
+        entry.mtime = info.st_mtime_ns
+        if (
+            meta.mode is not None
+            and meta.uid is not None
+            and meta.gid is not None
+            and ((meta.mode ^ info.st_mode) & 0o170000 == 0)
+        ):
+            entry.mode, entry.uid, entry.gid = meta.mode & 0o177777, meta.uid, meta.gid
+            return
         form = stat.S_IFMT(info.st_mode)
         mode = meta.mode
         shown = _shown(entry.path)
@@ -258,7 +267,6 @@ class TreeReader:
             entry.gid = self._owner[1] if meta.gid is None else meta.gid
         else:
             entry.uid, entry.gid = meta.uid, meta.gid
-        entry.mtime = info.st_mtime_ns
 
     def _xattrs(self, fd: int, entry: Entry) -> dict[bytes, bytes]:
         """Sorts the host's attributes of an entry; returns those that are QEMU's."""
