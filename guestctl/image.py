@@ -84,6 +84,7 @@ def build(
     store = archive(arch, cache_dir=cache_dir, mirror=mirror)
     waiting = partial(progress, Progress("image", "waits", "another build of it"))
     with lock_file(cache_dir / "images" / f".{arch}.lock", waiting):
+        workshop.sweep()
         assembly = Assembly(made_from, workshop, store, versions)
         parts, facts = assembly.make(_lock_of(arch), locked=locked)
         facts = {"arch": arch, "sources": sources_digest(arch), **facts}

@@ -140,6 +140,20 @@ def test_a_killed_build_leaves_nothing_that_counts_and_starts_clean(tmp_path: Pa
     assert time.monotonic() - began < 10
 
 
+def test_what_killed_builds_left_is_swept_but_not_what_is_being_made(tmp_path: Path) -> None:
+    shop = workshop(tmp_path)
+    left = tmp_path / "steps" / ".old-abc.part"
+    (left / "out").mkdir(parents=True)
+    (tmp_path / "steps" / ".old-abc.lock").touch()
+
+    def work(step: Step) -> None:
+        workshop(tmp_path).sweep()
+        touch(step)
+
+    assert (shop.make("a", {}, work) / "made").exists()
+    assert not left.exists()
+
+
 def test_the_initramfs_is_what_cpio_reads(tmp_path: Path) -> None:
     init = tmp_path / "init"
     init.write_bytes(b"\x7fELF" + os.urandom(1001))

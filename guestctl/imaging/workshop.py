@@ -106,6 +106,16 @@ class Workshop:
             self.report(Progress(name, "done", f"{time.monotonic() - began:.0f} s"))
         return place
 
+    def sweep(self) -> None:
+        """Removes what killed builds have left of steps that nobody makes now."""
+        for scratch in (self._directory / "steps").glob(".*.part"):
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                lock = scratch.with_suffix(".lock")
+                with lock.open("r+") as held:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(scratch)
+                    lock.unlink()
+
 
 @dataclass(frozen=True)
 class Step:
