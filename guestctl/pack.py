@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO, Protocol
 
-from guestctl.errors import UsageError
+from guestctl.errors import TreeError, UsageError
+from guestctl.pump import Pump
 from guestctl.stream import CHUNK, copy_range, write_all
 
 __all__ = ["Sink", "open_sink"]
@@ -67,13 +68,14 @@ class _Gzip:
 
 
 class Sink:
-    """Takes the bytes of an archive; in order, buffered."""
+    """Takes the bytes of an archive; in order, buffered, written by a thread."""
 
     def __init__(self, write: Callable[[bytes], object], fd: int = -1) -> None:
         """`fd` is that of a plain file that may be copied to within the kernel, or -1."""
         self._write = write
         self._fd = fd
         self._buffer = bytearray()
+        self._pump = Pump()
         self.size = 0
 
     def write(self, data: bytes) -> None:
@@ -82,27 +84,55 @@ class Sink:
         if len(self._buffer) >= CHUNK:
             self.flush()
 
-    def copy(self, fd: int, offset: int, size: int) -> bool:
-        """Copies a region of `fd`; False if the file ended before."""
+    def copy(self, fd: int, offset: int, size: int, shown: str) -> None:
+        """Copies a region of `fd`, which may be closed afterwards.
+
+        :raise TreeError: the file, `shown`, ended before; perhaps only by a later call.
+        """
         self.size += size
         if self._fd >= 0 and size >= _BIG:
             self.flush()
-            return copy_range(fd, offset, self._fd, size) == size
+            own = os.dup(fd)
+            self._pump.put(lambda wanted: self._copy(own, offset, size, shown, wanted))
+            return
         while size:
             data = os.pread(fd, min(size, CHUNK), offset)
             if not data:
-                return False
+                raise _shrank(shown)
             self._buffer += data
             if len(self._buffer) >= CHUNK:
                 self.flush()
             offset += len(data)
             size -= len(data)
-        return True
+
+    def _copy(self, fd: int, offset: int, size: int, shown: str, wanted: bool) -> None:
+        try:
+            if wanted and copy_range(fd, offset, self._fd, size) != size:
+                raise _shrank(shown)
+        finally:
+            os.close(fd)
 
     def flush(self) -> None:
         if self._buffer:
-            self._write(bytes(self._buffer))
+            data = bytes(self._buffer)
             self._buffer.clear()
+            self._pump.put(lambda wanted: self._push(data, wanted))
+
+    def _push(self, data: bytes, wanted: bool) -> None:
+        if wanted:
+            self._write(data)
+
+    def finish(self) -> None:
+        """Returns when all is written; raises what went wrong."""
+        self.flush()
+        self._pump.drain()
+
+    def close(self) -> None:
+        self._pump.close()
+
+
+def _shrank(shown: str) -> TreeError:
+    return TreeError(f"{shown}: it shrank while it was read")
 
 
 def _filter(name: str, raw: Callable[[bytes], None], threads: int) -> _Filter | None:
@@ -135,8 +165,11 @@ def open_sink(
                 view = view[writer.write(view) or len(view) :]
 
         sink = Sink(push)
-        yield sink
-        sink.flush()
+        try:
+            yield sink
+            sink.finish()
+        finally:
+            sink.close()
         writer.flush()
         return
     path = os.fsencode(out)
@@ -162,12 +195,13 @@ def _to_file(dir_fd: int, name: bytes, threads: int) -> Iterator[Sink]:
 
     fd = -1
     squeeze: _Filter | None = None
+    sink: Sink | None = None
     try:
         squeeze = _filter(shown, raw, threads)
         fd = os.open(aside, flags, 0o666, dir_fd=dir_fd)
         sink = Sink(squeeze.write) if squeeze else Sink(raw, fd)
         yield sink
-        sink.flush()
+        sink.finish()
         if squeeze:
             squeeze.finish()
         os.fsync(fd)
@@ -179,6 +213,8 @@ def _to_file(dir_fd: int, name: bytes, threads: int) -> Iterator[Sink]:
                 os.unlink(aside, dir_fd=dir_fd)
         raise
     finally:
+        if sink:
+            sink.close()
         if squeeze:
             squeeze.close()
         if fd >= 0:

@@ -407,7 +407,8 @@ def _file_out(sink: Sink, entry: Entry, fd: int, extra: dict[bytes, bytes] | Non
     if regions is None:
         size = entry.size
         sink.write(encode_entry(entry, payload=size, extra=extra))
-        whole = not size or sink.copy(fd, 0, size)
+        if size:
+            sink.copy(fd, 0, size, entry.shown)
     else:
         # GNU's format asks for an end: an empty region where the file ends in a hole.
         listed = (
@@ -421,11 +422,8 @@ def _file_out(sink: Sink, entry: Entry, fd: int, extra: dict[bytes, bytes] | Non
         head = sparse_map_text(listed)
         size = len(head) + sum(length for _, length in regions)
         sink.write(encode_entry(entry, payload=size, extra=extra) + head)
-        whole = True
         for offset, length in regions:
-            whole = whole and sink.copy(fd, offset, length)
-    if not whole:
-        raise TreeError(f"{entry.shown}: it shrank while it was read")
+            sink.copy(fd, offset, length, entry.shown)
     if padding := pad(size):
         sink.write(bytes(padding))
 

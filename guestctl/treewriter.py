@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from guestctl.entry import TARGET_MAX, Entry, type_name
 from guestctl.errors import ArchiveError, TreeError
-from guestctl.stream import Stream, write_all
+from guestctl.pump import Pump
+from guestctl.stream import Stream, copy_range, write_all
 from guestctl.tree import NEW_FILE, open_dir, read_small
 from guestctl.vmeta import (
     ACL_PREFIX,
@@ -80,6 +81,7 @@ class TreeWriter:
         self._times: dict[bytes, int] = {}
         self._later: list[Entry] = []
         self._exact = self._probe()
+        self._pump = Pump()
 
     def _probe(self) -> bool:
         """Whether new files get their mode whole, or the umask takes from it."""
@@ -440,7 +442,11 @@ class TreeWriter:
         fd = self._create(here, name, entry)
         try:
             if stream is not None:
-                self._content(fd, entry, stream)
+                start = stream.region(entry.size) if entry.sparse is None else -1
+                if start >= 0:
+                    self._copy_beside(fd, stream, start, entry)
+                else:
+                    self._content(fd, entry, stream)
             elif entry.target:
                 write_all(fd, self._target(entry))
             if direct:
@@ -453,6 +459,26 @@ class TreeWriter:
         if self._file_model:
             meta = here.meta if here.meta >= 0 else self._meta(here)
             self._text(meta, name, text, aside, entry)
+
+    def _copy_beside(self, fd: int, stream: Stream, start: int, entry: Entry) -> None:
+        """Has a large file copied while the next ones are dealt with."""
+        source, target = os.dup(stream.fd), os.dup(fd)
+
+        def job(wanted: bool) -> None:
+            try:
+                if wanted:
+                    if copy_range(source, start, target, entry.size) != entry.size:
+                        raise self._fail(entry, "the archive is cut short within it")
+                    self._stamp(target, entry.mtime, entry)
+            except OSError as error:
+                raise TreeError(
+                    f"{self._label}: {entry.shown}: cannot be written: {error.strerror}"
+                ) from error
+            finally:
+                os.close(source)
+                os.close(target)
+
+        self._pump.put(job)
 
     def _stamp(self, fd: int, mtime: int, entry: Entry) -> None:
         try:
@@ -526,6 +552,7 @@ class TreeWriter:
 
     def finish(self) -> None:
         """Makes the links that waited, and sets the times of folders, deepest first."""
+        self._pump.drain()
         for entry in self._later:
             if not self._link(entry):
                 raise self._fail(
@@ -541,6 +568,7 @@ class TreeWriter:
             self._stamp(self._root.fd, self._times[b""], Entry(b"", _IMPLICIT))
 
     def close(self) -> None:
+        self._pump.close()
         for known in self._dirs.values():
             known.close()
         self._dirs.clear()

@@ -13,7 +13,6 @@ import json
 import os
 import random
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -45,12 +44,16 @@ def small_files(path: Path, count: int = 10_000) -> Path:
     return path
 
 
-def timed(work: Callable[[], object]) -> tuple[float, float]:
+def tar(*argv: object) -> None:
+    subprocess.run(["tar", *map(str, argv)], check=True)
+
+
+def timed(work: Callable[..., object], *arguments: object) -> tuple[float, float]:
     """Wall clock, and processor time of this process and of its children."""
     os.sync()
     before = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     start = time.perf_counter()
-    work()
+    work(*arguments)
     wall = time.perf_counter() - start
     after = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(
@@ -62,25 +65,26 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 def compare(archive: Path, place: Path, runs: int) -> dict[str, object]:
     archive.read_bytes()  # warm
-    theirs, ours, out = place / "theirs", place / "ours", place / "out.tar"
-    works: dict[str, Callable[[], object]] = {
-        "tar -xf": lambda: subprocess.run(["tar", "-xf", archive, "-C", theirs], check=True),
-        "stage": lambda: stage(archive, ours),
-        "tar -cf": lambda: subprocess.run(["tar", "-cf", out, "-C", theirs, "."], check=True),
-        "collect": lambda: collect(ours, out),
-    }
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
-    for _ in range(runs):
-        for tree in (theirs, ours):
-            shutil.rmtree(tree, ignore_errors=True)
-            tree.mkdir()
-        for name, work in works.items():
+    out = place / "out.tar"
+    times: dict[str, list[tuple[float, float]]] = {}
+    for turn in range(runs):
+        # Trees anew each time, removed at the end: ext4 without a journal looks for inodes that
+        # were not freed within the last minute, which would be most of what is measured.
+        theirs, ours = place / f"theirs{turn}", place / f"ours{turn}"
+        theirs.mkdir()
+        works: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
+            "tar -xf": (tar, ("-xf", archive, "-C", theirs)),
+            "stage": (stage, (archive, ours)),
+            "tar -cf": (tar, ("-cf", out, "-C", theirs, ".")),
+            "collect": (collect, (ours, out)),
+        }
+        order = list(works) if turn % 2 else ["stage", "tar -xf", "collect", "tar -cf"]
+        for name in order:
             out.unlink(missing_ok=True)
-            times[name].append(timed(work))
+            work, arguments = works[name]
+            times.setdefault(name, []).append(timed(work, *arguments))
     middle = {name: statistics.median(wall for wall, _ in rows) for name, rows in times.items()}
     cpu = {name: statistics.median(used for _, used in rows) for name, rows in times.items()}
-    for tree in (theirs, ours):
-        shutil.rmtree(tree)
     out.unlink()
     return {
         "archive": archive.name,
