@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
 from guestctl import acl
+from guestctl.deb import AR_MAGIC, deb_data
 from guestctl.entry import Entry, clean_path
 from guestctl.errors import ArchiveError
 from guestctl.stream import Stream, decompressed
@@ -35,7 +36,6 @@ _PAX_MAX = 16 << 20  # xattrs may be large; names may not
 _NAME_MAX = 1 << 16
 _SPARSE_MAX = 1 << 20  # regions of one file
 _CPIO = (b"070701", b"070702", b"070707", b"\xc7\x71", b"\x71\xc7")
-_AR = b"!<arch>\n"
 
 
 class Reader(Protocol):
@@ -178,8 +178,8 @@ class TarReader:
                 _decimal(pax, b"SCHILY.devmajor", rdev[0]),
                 _decimal(pax, b"SCHILY.devminor", rdev[1]),
             )
-        if form == stat.S_IFREG and name.endswith(b"/") and header.kind in b"0\0":
-            form = stat.S_IFDIR  # a long name of v7 style
+        if header.kind in b"0\0" and name.endswith(b"/"):
+            form = stat.S_IFDIR  # v7 has no type for directories
         entry = Entry(clean_path(name), form | header.mode, uid, gid, mtime)
         self.left = size
         if form == stat.S_IFREG:
@@ -197,9 +197,8 @@ class TarReader:
             entry.target = target
         elif form in (stat.S_IFCHR, stat.S_IFBLK):
             entry.rdev = rdev
-        if header.kind in b"23456" and header.kind:
-            # POSIX: no payload, whatever the size says, save for directories of old archivers.
-            self.left = 0 if header.kind != b"5" or not _holds_data(header) else size
+        if header.kind in b"23456":
+            self.left = 0  # POSIX: no payload, whatever the size says
         if pax:
             _xattrs(entry, pax)
         return entry
@@ -274,10 +273,6 @@ class TarReader:
                 raise ValueError("a broken map of a sparse file")
 
 
-def _holds_data(header: Header) -> bool:
-    return header.block[156:157] != b"5" and header.kind == b"5"
-
-
 def _int(text: bytes) -> int:
     if not text.isdigit() or len(text) > 20:
         raise ValueError(f"bad number {text[:40]!r}")
@@ -328,40 +323,6 @@ class _CpioArchive:
         self._cpio.close()
 
 
-class _Member:
-    """The bytes of one member of an `ar` archive."""
-
-    def __init__(self, stream: Stream, size: int) -> None:
-        self._stream = stream
-        self._left = size
-
-    def read(self, n: int = -1) -> bytes:
-        n = self._left if n < 0 else min(n, self._left)
-        data = self._stream.upto(n)
-        if len(data) < n:
-            raise self._stream.cut()
-        self._left -= n
-        return data
-
-
-def _deb_data(stream: Stream) -> _Member:
-    stream.exactly(len(_AR))
-    while True:
-        header = stream.upto(60)
-        if not header:
-            raise ArchiveError(f"{stream.name}: no data.tar in it", hint="is it a Debian package?")
-        if len(header) < 60 or header[58:60] != b"`\n":
-            raise ArchiveError(f"{stream.name}: a broken ar header")
-        size = _int(header[48:58].strip() or b"x") if header[48:58].strip().isdigit() else -1
-        if size < 0:
-            raise ArchiveError(f"{stream.name}: a broken ar header")
-        name = header[:16].strip(b" /")
-        stream.at = name
-        if name.startswith(b"data.tar"):
-            return _Member(stream, size)
-        stream.skip(size + size % 2)
-
-
 @contextlib.contextmanager
 def open_archive(
     source: int | BinaryIO, name: str, *, ratio: float = 1000.0, floor: int = 1 << 28
@@ -372,8 +333,8 @@ def open_archive(
     """
     with decompressed(source, name, ratio, floor) as stream:
         head = stream.peek(BLOCK)
-        if head.startswith(_AR):
-            member = _deb_data(stream)
+        if head.startswith(AR_MAGIC):
+            member = deb_data(stream)
             with open_archive(member, name, ratio=ratio, floor=floor) as inner:  # type: ignore[arg-type]
                 yield inner
             return

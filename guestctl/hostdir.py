@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from guestctl.entry import Entry
 from guestctl.errors import ArchiveError
+from guestctl.sparse import HOLE, data_regions
 from guestctl.stream import Stream
 from guestctl.tree import OPEN_DIR, OPEN_FILE
-from guestctl.treereader import HOLE, data_regions
 from guestctl.vmeta import META_DIR, RESERVED
 
 __all__ = ["HostDir"]

@@ -132,8 +132,6 @@ def parse_header(block: bytes) -> Header:
     size = parse_number(block[124:136])
     if size < 0:
         raise ValueError("negative size")
-    if kind in b"0\0" and name.endswith(b"/"):
-        kind = b"5"  # v7 has no type for directories
     return Header(
         name,
         kind,

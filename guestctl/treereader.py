@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from guestctl.entry import TARGET_MAX, Entry, type_name
 from guestctl.errors import TreeError
+from guestctl.sparse import HOLE, data_regions
 from guestctl.tree import OPEN_DIR, OPEN_FILE, open_dir, read_small, restore_access
 from guestctl.vmeta import (
     ACL_PREFIX,
@@ -27,10 +28,9 @@ from guestctl.vmeta import (
     decode_xattrs,
 )
 
-__all__ = ["HOLE", "TreeReader", "data_regions"]
+__all__ = ["TreeReader"]
 
 _OPEN_LEVELS = 100  # folders held open on the way down; those above are found again by ".."
-HOLE = 1 << 16  # the grain of holes: coarser than any file system's, so that it shows nothing of it
 _NOTHING = Meta()
 
 Found = tuple[Entry, int]
@@ -472,37 +472,3 @@ class TreeReader:
         elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
             entry.rdev = os.major(info.st_rdev), os.minor(info.st_rdev)
         yield entry, -1
-
-
-def data_regions(fd: int, size: int) -> list[tuple[int, int]] | None:
-    """Finds the data of a file with holes, by content in grains of `HOLE`: (offset, length).
-
-    The file system's own grain does not show, so that the same content gives the same map on any.
-    None if there are no holes.
-    """
-    zeros = bytes(HOLE)
-    regions: list[tuple[int, int]] = []
-    at = 0
-    while at < size:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            break
-        start -= start % HOLE
-        end = min(os.lseek(fd, start if start > at else at, os.SEEK_HOLE), size)
-        at = max(start, at)
-        while at < end:
-            length = min(HOLE, size - at)
-            data = os.pread(fd, length, at)
-            if len(data) != length:
-                raise OSError(errno.EIO, "the file changes while it is read")
-            if data != zeros[:length]:
-                if regions and sum(regions[-1]) == at:
-                    regions[-1] = (regions[-1][0], regions[-1][1] + length)
-                else:
-                    regions.append((at, length))
-            at += length
-    os.lseek(fd, 0, os.SEEK_SET)
-    return None if regions == [(0, size)] else regions

@@ -13,17 +13,15 @@ from guestctl.errors import ArchiveError, TreeError
 from guestctl.pump import Pump
 from guestctl.stream import Stream, copy_range, write_all
 from guestctl.tree import NEW_FILE, open_dir, read_small
+from guestctl.treefolders import Folder, Folders
 from guestctl.vmeta import (
     ACL_PREFIX,
     ASIDE_PREFIX,
-    MAPPED_FILE,
     META_DIR,
     META_MAX,
     ROOT_FILE,
     SEAL,
     VIRTFS_PREFIX,
-    decode_text,
-    decode_xattrs,
     encode_rdev,
     encode_text,
     encode_xattrs,
@@ -32,30 +30,12 @@ from guestctl.vmeta import (
 
 __all__ = ["TreeWriter"]
 
-_OPEN_MAX = 192  # folders held open, two descriptors each
-_LINKS_MAX = 40
 _IMPLICIT = stat.S_IFDIR | 0o755
 _LOST = (errno.ENOTSUP, errno.ENOSPC, errno.E2BIG, errno.EPERM, errno.ERANGE, errno.EDQUOT)
 Pairs = list[tuple[bytes, bytes]]
 
 
-class _Dir:
-    """A folder of the tree: `path` from the root, and open descriptors."""
-
-    __slots__ = ("fd", "meta", "path")
-
-    def __init__(self, path: bytes, fd: int) -> None:
-        self.path = path
-        self.fd = fd
-        self.meta = -1
-
-    def close(self) -> None:
-        os.close(self.fd)
-        if self.meta >= 0:
-            os.close(self.meta)
-
-
-class TreeWriter:
+class TreeWriter(Folders):
     """Used for one stage: the entry methods in archive order, then `finish`, and always `close`."""
 
     def __init__(
@@ -71,29 +51,11 @@ class TreeWriter:
         """`root` is a descriptor of the tree's root; `label` names the source in messages."""
         self.aside = False  # whether anything was kept aside
         self.begun = False  # whether anything was written
-        self._file_model = model == MAPPED_FILE
-        self._label = label
-        self._into = into
-        self._follow = follow_dirs
+        super().__init__(root, model, label=label, into=into, follow=follow_dirs)
         self._warn = warn
-        self._root = _Dir(b"", os.dup(root))
-        self._dirs: dict[bytes, _Dir] = {b"": self._root}
         self._times: dict[bytes, int] = {}
         self._later: list[Entry] = []
-        self._exact = self._probe()
         self._pump = Pump()
-
-    def _probe(self) -> bool:
-        """Whether new files get their mode whole, or the umask takes from it."""
-        fd = os.open(ROOT_FILE + b".probe", NEW_FILE, 0o700, dir_fd=self._root.fd)
-        try:
-            return stat.S_IMODE(os.fstat(fd).st_mode) == 0o700
-        finally:
-            os.close(fd)
-            os.unlink(ROOT_FILE + b".probe", dir_fd=self._root.fd)
-
-    def _fail(self, entry: Entry, what: str, hint: str = "") -> ArchiveError:
-        return ArchiveError(f"{self._label}: {entry.shown}: {what}", hint=hint)
 
     # Folders
 
@@ -112,154 +74,11 @@ class TreeWriter:
         if fresh:
             self._times[into.path] = mtime
 
-    def _full(self, path: bytes) -> bytes:
-        if not self._into:
-            return path
-        return self._into + b"/" + path if path else self._into
+    def _adopt(self, child: Folder, parent: Folder, entry: Entry) -> None:
+        self._times[child.path] = entry.mtime
+        self._attributes(child, Entry(child.path, _IMPLICIT), parent=parent)
 
-    def _dir(self, path: bytes, entry: Entry, *, create: bool = True) -> _Dir:
-        """Returns the folder at `path`, made if missing; KeyError if missing and not `create`."""
-        found = self._dirs.get(path)
-        if found is not None:
-            return found
-        at = path
-        while at not in self._dirs:
-            at = at.rpartition(b"/")[0]
-        here = self._dirs[at]
-        for name in path[len(at) :].strip(b"/").split(b"/"):
-            at = at + b"/" + name if at else name
-            here = self._child(here, name, at, entry, create)
-        return here
-
-    def _child(self, here: _Dir, name: bytes, at: bytes, entry: Entry, create: bool) -> _Dir:
-        if len(self._dirs) >= _OPEN_MAX:
-            self._shed(at)
-            here = self._dirs.get(here.path) or self._dir(here.path, entry, create=False)
-        path = here.path + b"/" + name if here.path else name
-        try:
-            fd = open_dir(name, here.fd)
-        except FileNotFoundError:
-            if not create:
-                raise KeyError(at) from None
-            fd = self._mkdir(here, name)
-            self._times[path] = entry.mtime
-            self._dirs[at] = child = _Dir(path, fd)
-            self._attributes(child, Entry(path, _IMPLICIT), parent=here)
-            return child
-        except OSError as error:
-            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                raise
-            if self._link_text(here, name) is not None and self._follow:
-                child = self._resolve(here, name, entry)
-                self._dirs[at] = copy = _Dir(child.path, os.dup(child.fd))
-                return copy
-            what = self._what(here, name)
-            raise self._fail(
-                entry,
-                f"{os.fsdecode(at)} is a {what}, not a directory",
-                "use --follow-dirs to go through links to directories" if what == "symlink" else "",
-            ) from None
-        self._dirs[at] = child = _Dir(path, fd)
-        return child
-
-    def _shed(self, at: bytes) -> None:
-        """Closes all folders but those that lead to `at`."""
-        for path in list(self._dirs):
-            if path and not (at + b"/").startswith(path + b"/"):
-                self._dirs.pop(path).close()
-
-    def _mkdir(self, here: _Dir, name: bytes) -> int:
-        os.mkdir(name, 0o700, dir_fd=here.fd)
-        fd = open_dir(name, here.fd)
-        if not self._exact:
-            os.fchmod(fd, 0o700)
-        return fd
-
-    def _meta(self, here: _Dir, *, create: bool = True) -> int:
-        if here.meta < 0:
-            try:
-                here.meta = open_dir(META_DIR, here.fd)
-            except FileNotFoundError:
-                if not create:
-                    return -1
-                here.meta = self._mkdir(here, META_DIR)
-            except NotADirectoryError:
-                raise TreeError(
-                    f"{os.fsdecode(here.path) or '.'}: its {META_DIR.decode()} is no directory"
-                ) from None
-        return here.meta
-
-    # What is there already
-
-    def _stored(self, here: _Dir, name: bytes) -> int:
-        """The mode that the guest sees of an existing entry; 0 if there is none."""
-        try:
-            info = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return 0
-        mode = None
-        if self._file_model:
-            meta = self._meta(here, create=False)
-            with contextlib.suppress(ValueError):
-                text = read_small(name, meta, META_MAX) if meta >= 0 else None
-                mode = decode_text(text).mode if text else None
-        elif stat.S_ISREG(info.st_mode):
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here.fd)
-            try:
-                with contextlib.suppress(OSError):
-                    mode = decode_xattrs(
-                        {b"user.virtfs.mode": os.getxattr(fd, b"user.virtfs.mode")}
-                    ).mode
-            finally:
-                os.close(fd)
-        if mode is None or not stat.S_ISREG(info.st_mode) or not stat.S_IFMT(mode):
-            return info.st_mode
-        return mode
-
-    def _what(self, here: _Dir, name: bytes) -> str:
-        return type_name(self._stored(here, name))
-
-    def _link_text(self, here: _Dir, name: bytes) -> bytes | None:
-        """The target of the symbolic link of that name, if it is one of the tree's form."""
-        if not stat.S_ISLNK(self._stored(here, name)):
-            return None
-        try:
-            return read_small(name, here.fd, TARGET_MAX) or None
-        except ValueError:
-            return None  # a link of the host: never followed
-
-    def _resolve(self, here: _Dir, name: bytes, entry: Entry) -> _Dir:
-        """Follows a link to a folder inside of what is staged into, as the guest would."""
-        todo = [name]
-        budget = _LINKS_MAX
-        while todo:
-            part = todo.pop()
-            if part in (b"", b"."):
-                continue
-            if part == b"..":
-                inside = here.path != self._into and here.path
-                up = here.path.rpartition(b"/")[0] if inside else self._into
-                here = self._dir(up, entry, create=False)
-                continue
-            path = here.path + b"/" + part if here.path else part
-            try:
-                here = self._dirs.get(path) or self._plain(here, part, path)
-            except (FileNotFoundError, NotADirectoryError):
-                text = self._link_text(here, part)
-                budget -= 1
-                if text is None or budget < 0:
-                    raise self._fail(entry, "a link on its way leads to no directory") from None
-                if text.startswith(b"/"):
-                    here = self._dir(self._into, entry, create=False)
-                todo += reversed(text.split(b"/"))
-        return here
-
-    def _plain(self, here: _Dir, name: bytes, path: bytes) -> _Dir:
-        fd = open_dir(name, here.fd)
-        self._dirs[path] = child = _Dir(path, fd)
-        return child
-
-    def _clear(self, here: _Dir, name: bytes, entry: Entry) -> None:
+    def _clear(self, here: Folder, name: bytes, entry: Entry) -> None:
         """Removes what stands at `name`, data and metadata; a folder only if it is empty."""
         try:
             os.unlink(name, dir_fd=here.fd)
@@ -273,7 +92,7 @@ class TreeWriter:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=meta)
 
-    def _clear_dir(self, here: _Dir, name: bytes, entry: Entry) -> None:
+    def _clear_dir(self, here: Folder, name: bytes, entry: Entry) -> None:
         path = here.path + b"/" + name if here.path else name
         fd = open_dir(name, here.fd)
         try:
@@ -293,7 +112,7 @@ class TreeWriter:
     # Metadata
 
     def _attributes(
-        self, child: _Dir, entry: Entry, *, parent: _Dir | None = None, keep: bool = False
+        self, child: Folder, entry: Entry, *, parent: Folder | None = None, keep: bool = False
     ) -> None:
         """Sets the metadata of a folder; with `keep`, only where there is none (mapped-xattr)."""
         direct, aside = self._split(entry)
@@ -372,7 +191,7 @@ class TreeWriter:
 
     # Entries
 
-    def _place(self, entry: Entry) -> tuple[_Dir, bytes]:
+    def _place(self, entry: Entry) -> tuple[Folder, bytes]:
         path = self._full(entry.path)
         parent, _, name = path.rpartition(b"/")
         here = self._dirs.get(parent)
@@ -406,16 +225,15 @@ class TreeWriter:
                 mode = 0
             real = here.path + b"/" + name if here.path else name
             fd = open_dir(name, here.fd) if mode else self._mkdir(here, name)
-            if len(self._dirs) >= _OPEN_MAX:
-                self._shed(path)
-            self._dirs[path] = child = _Dir(real, fd)
+            self._make_room(path)
+            self._dirs[path] = child = Folder(real, fd)
             here, name = self._place(entry)
         elif child.path != (here.path + b"/" + name if here.path else name):
             return  # reached through a link that stays
         self._attributes(child, entry, parent=here)
         self._times[child.path] = entry.mtime
 
-    def _create(self, here: _Dir, name: bytes, entry: Entry) -> int:
+    def _create(self, here: Folder, name: bytes, entry: Entry) -> int:
         try:
             fd = os.open(name, NEW_FILE, 0o600, dir_fd=here.fd)
         except FileExistsError:
@@ -526,29 +344,38 @@ class TreeWriter:
         target = self._full(entry.link or b"")
         parent, _, old = target.rpartition(b"/")
         shown = os.fsdecode(entry.link or b"")
-        here, name = self._place(entry)
         try:
             there = self._dir(parent, entry, create=False)
         except KeyError:
             return False
-        here = self._dirs.get(here.path) or self._place(entry)[0]
-        if not old or not name:
-            raise self._fail(entry, f"a hard link to the directory {shown or '.'}")
-        if there.path == here.path and old == name:
-            raise self._fail(entry, "a hard link to itself")
-        mode = self._stored(there, old)
-        if not mode:
-            return False
-        if stat.S_ISDIR(mode):
-            raise self._fail(entry, f"a hard link to the directory {shown}")
-        self._clear(here, name, entry)
-        os.link(old, name, src_dir_fd=there.fd, dst_dir_fd=here.fd, follow_symlinks=False)
-        if self._file_model:
-            meta = self._meta(there)
-            if read_small(old, meta, META_MAX) is None:
-                self._text(meta, old, encode_text(0, 0, mode), [], entry)
-            os.link(old, name, src_dir_fd=meta, dst_dir_fd=self._meta(here), follow_symlinks=False)
+        # A copy: looking for the other folder may close this one.
+        there = Folder(there.path, os.dup(there.fd))
+        try:
+            here, name = self._place(entry)
+            if not old or not name:
+                raise self._fail(entry, f"a hard link to the directory {shown or '.'}")
+            if there.path == here.path and old == name:
+                raise self._fail(entry, "a hard link to itself")
+            mode = self._stored(there, old)
+            if not mode:
+                return False
+            if stat.S_ISDIR(mode):
+                raise self._fail(entry, f"a hard link to the directory {shown}")
+            self._clear(here, name, entry)
+            os.link(old, name, src_dir_fd=there.fd, dst_dir_fd=here.fd, follow_symlinks=False)
+            if self._file_model:
+                self._link_text_of(there, old, here, name, mode)
+        finally:
+            there.close()
         return True
+
+    def _link_text_of(
+        self, there: Folder, old: bytes, here: Folder, name: bytes, mode: int
+    ) -> None:
+        meta = self._meta(there)
+        if read_small(old, meta, META_MAX) is None:
+            self._text(meta, old, encode_text(0, 0, mode), [], Entry(old, mode))
+        os.link(old, name, src_dir_fd=meta, dst_dir_fd=self._meta(here), follow_symlinks=False)
 
     def finish(self) -> None:
         """Makes the links that waited, and sets the times of folders, deepest first."""
@@ -560,7 +387,10 @@ class TreeWriter:
                 )
         for path in sorted(self._times, reverse=True):
             entry = Entry(path, _IMPLICIT)
-            self._stamp(self._dir(path, entry, create=False).fd, self._times[path], entry)
+            try:
+                self._stamp(self._dir(path, entry, create=False).fd, self._times[path], entry)
+            except KeyError:
+                raise TreeError(f"{entry.shown}: it went away while it was staged") from None
 
     def stamp_root(self) -> None:
         """Sets the root's time once more, after the mark in it is gone."""
@@ -569,6 +399,4 @@ class TreeWriter:
 
     def close(self) -> None:
         self._pump.close()
-        for known in self._dirs.values():
-            known.close()
-        self._dirs.clear()
+        self._close_all()

@@ -386,3 +386,11 @@ def test_from_a_pipe(tmp_path):
     with open(read, "rb") as stream:
         assert stage(stream, tmp_path / "tree").entries == 2
     os.wait()
+
+
+def test_names_cut_at_a_slash_are_no_directories(tmp_path):
+    """The header of a long name holds its first 100 bytes, which may end in a slash."""
+    for length in range(90, 112):
+        name = "a" * (length - 1) + "/" + "b" * 120
+        stage(io.BytesIO(tar_bytes([Member(name, data=b"x")])), tmp_path / f"t{length}")
+        assert (tmp_path / f"t{length}" / name).read_bytes() == b"x"

@@ -1,0 +1,274 @@
+"""stage: an archive or a host folder becomes a virtfs tree."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from guestctl.archive import Reader, open_archive
+from guestctl.entry import Entry, Limits
+from guestctl.errors import ArchiveError, TreeError
+from guestctl.hostdir import HostDir
+from guestctl.report import Path, Progress, Warnings, clean_subdir
+from guestctl.tree import (
+    State,
+    check_model,
+    clear_state,
+    detect_model,
+    hold_tree,
+    open_tree,
+    read_state,
+    remove_contents,
+    write_state,
+)
+from guestctl.treewriter import TreeWriter
+from guestctl.vmeta import MAPPED_FILE, META_DIR, ROOT_FILE
+
+__all__ = ["StageReport", "stage"]
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What was staged: entries (all members), bytes (of files' content), warnings."""
+
+    entries: int
+    bytes: int
+    warnings: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def _open_source(source: Path | BinaryIO) -> Iterator[tuple[int | BinaryIO, str]]:
+    """Yields a descriptor or file object, and what to call it."""
+    if not isinstance(source, (str, bytes, os.PathLike)):
+        name = getattr(source, "name", "")
+        known = isinstance(name, str) and name not in ("", "<stdin>")
+        yield source, name if known else "standard input" if name else "the archive"
+        return
+    shown = os.fsdecode(source)
+    try:
+        fd = os.open(os.fsencode(source), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ArchiveError(f"{shown}: {error.strerror}") from error
+    try:
+        yield fd, shown
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _reading(
+    handle: int | BinaryIO, name: str, limits: Limits, exclude_vcs: bool
+) -> Iterator[Reader]:
+    if isinstance(handle, int) and stat.S_ISDIR(os.fstat(handle).st_mode):
+        yield HostDir(handle, name, exclude_vcs=exclude_vcs)
+    else:
+        with open_archive(handle, name, ratio=limits.ratio) as reader:
+            yield reader
+
+
+def stage(
+    source: Path | BinaryIO,
+    tree: Path,
+    *,
+    into: Path | None = None,
+    follow_dirs: bool = False,
+    link: bool = False,
+    security_model: str | None = None,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    progress: Progress | None = None,
+    exclude_vcs: bool = False,
+) -> StageReport:
+    """Unpacks `source` into the virtfs tree `tree` (made if missing), below `into`.
+
+    `source` is the path of an archive (tar, cpio, deb; any compression) or of a folder of host
+    files, which become root's, or an open binary file. Entries that exist are replaced. The model
+    is that of the tree, and mapped-file for a new one. `follow_dirs` lets entries go through links
+    to directories inside the tree. `link` is for trees that a guest gets read-only;
+    for now it copies, and says so.
+
+    :raise ArchiveError: the archive is broken or hostile; the tree is then marked as partial, and
+        neither `collect` nor a guest takes it until it is staged anew.
+    :raise TreeError: the tree cannot take it, or is in use.
+    """
+    base = clean_subdir(into)
+    where = os.fsencode(tree)
+    _make_tree(where)
+    warnings = Warnings()
+    if link:
+        warnings.add(f"{os.fsdecode(where)}: copied, not linked: there is no cache of links yet")
+    with (
+        _open_source(source) as (handle, name),
+        open_tree(where) as root,
+        hold_tree(root, exclusive=True),
+    ):
+        model = _model_for(root, where, security_model)
+        before = read_state(root)
+        mark = _mark(root, before, base, name)
+        _write_mark(root, model, mark, where)
+        writer = TreeWriter(
+            root, model, label=name, into=base, follow_dirs=follow_dirs, warn=warnings.add
+        )
+        try:
+            with _reading(handle, name, limits, exclude_vcs) as reader:
+                entries, size = _copy_in(reader, writer, limits, mark, progress)
+            writer.finish()
+            _write_mark(root, model, State(aside=before.aside or writer.aside), where)
+            writer.stamp_root()
+        except BaseException:
+            if not (writer.begun or mark.fresh or before.partial):
+                _write_mark(root, model, before, where)  # nothing was touched
+            raise
+        finally:
+            writer.close()
+    for line in reader.warnings:
+        warnings.add(line)
+    return StageReport(entries, size, warnings.all())
+
+
+def _make_tree(where: bytes) -> None:
+    try:
+        parent = os.path.dirname(os.path.abspath(where))
+        os.makedirs(parent, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(where, 0o700)
+            os.chmod(where, 0o700)  # whatever the umask
+    except OSError as error:
+        raise TreeError(f"{os.fsdecode(where)}: {error.strerror}") from error
+
+
+def _write_mark(root: int, model: str, state: State, where: bytes) -> None:
+    try:
+        if state == State():
+            clear_state(root, model)
+        else:
+            write_state(root, model, state)
+    except OSError as error:
+        raise TreeError(
+            f"{os.fsdecode(where)}: cannot hold {model} metadata: {error.strerror}"
+        ) from error
+
+
+def _model_for(root: int, where: bytes, wanted: str | None) -> str:
+    if wanted is not None:
+        check_model(wanted)
+    found = detect_model(root)
+    if found and wanted and found != wanted:
+        raise TreeError(
+            f"{os.fsdecode(where)}: it is a {found} tree, not a {wanted} one",
+            hint="a tree can be of one security model only",
+        )
+    return wanted or found or MAPPED_FILE
+
+
+def _mark(root: int, before: State, base: bytes, name: str) -> State:
+    """Decides how a stage begins; cleans up after one that did not end."""
+    source = os.fsencode(name)
+    fresh = _is_empty(root, base)
+    if before.partial:
+        same = before.into == base
+        if same and before.fresh:
+            _empty(root, base)
+            fresh = True
+        elif not (same and before.source == source):
+            raise TreeError(
+                f"the tree is partly staged, from {os.fsdecode(before.source)}",
+                hint="stage that again to the same place, or begin with a new tree",
+            )
+    return State(partial=True, aside=before.aside, fresh=fresh, source=source, into=base)
+
+
+def _folder(root: int, base: bytes) -> int:
+    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+    for name in base.split(b"/") if base else ():
+        try:
+            below = os.open(
+                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd
+            )
+        except OSError:
+            return -1
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
+
+
+def _is_empty(root: int, base: bytes) -> bool:
+    fd = _folder(root, base)
+    if fd < 0:
+        return True
+    try:
+        names = {os.fsencode(name) for name in os.listdir(fd)}
+    finally:
+        os.close(fd)
+    return not names - {META_DIR, ROOT_FILE}
+
+
+def _empty(root: int, base: bytes) -> None:
+    fd = _folder(root, base)
+    if fd >= 0:
+        try:
+            # The mark lies in the root's metadata folder and has to stay until it is written anew.
+            remove_contents(fd, keep=META_DIR if not base else None)
+        finally:
+            os.close(fd)
+
+
+def _copy_in(
+    reader: Reader,
+    writer: TreeWriter,
+    limits: Limits,
+    mark: State,
+    progress: Progress | None,
+) -> tuple[int, int]:
+    entries = size = 0
+    deepest = limits.depth - (mark.into.count(b"/") + 1 if mark.into else 0)
+    for entry in reader:
+        if not entries:
+            writer.begin(entry.mtime, fresh=mark.fresh)
+        entries += 1
+        size += entry.size
+        if entries > limits.entries:
+            raise _over(reader, entry, f"more than {limits.entries} entries")
+        if size > limits.bytes:
+            raise _over(reader, entry, f"more than {limits.bytes} bytes")
+        if entry.path.count(b"/") >= deepest:
+            raise _over(reader, entry, f"more than {limits.depth} directories deep")
+        try:
+            _put(reader, writer, entry)
+        except OSError as error:
+            raise TreeError(
+                f"{reader.name}: {entry.shown}: cannot be written: {error.strerror}"
+            ) from error
+        if progress is not None:
+            progress(entries, size)
+    if not entries:
+        writer.begin(0, fresh=mark.fresh)
+    return entries, size
+
+
+def _over(reader: Reader, entry: Entry, what: str) -> ArchiveError:
+    return ArchiveError(
+        f"{reader.name}: {entry.shown}: {what}",
+        hint="a bomb? raise the limit if you trust the archive",
+    )
+
+
+def _put(reader: Reader, writer: TreeWriter, entry: Entry) -> None:
+    form = entry.mode & 0o170000
+    if entry.link is not None:
+        if reader.late_content and reader.left:
+            writer.hardlink(entry, reader.stream, reader.left)
+            reader.left = 0
+        else:
+            writer.hardlink(entry)
+    elif form == stat.S_IFDIR:
+        writer.directory(entry)
+    elif form == stat.S_IFREG:
+        writer.leaf(entry, reader.stream)
+        reader.left = 0
+    else:
+        writer.leaf(entry)
