@@ -1,4 +1,4 @@
-"""A live session with one guest's agent: a socket, the state machine, and a thread that reads.
+"""A live session with one guest's agent: a link, the state machine, and who waits for what.
 
 Any thread may call in. One lock guards the session; each job has a condition on that lock, so a
 caller waits for its own job only. When the connection breaks, or the agent falls silent for
@@ -7,23 +7,25 @@ caller waits for its own job only. When the connection breaks, or the agent fall
 
 from __future__ import annotations
 
+import errno
 import os
-import selectors
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from guestctl import events
-from guestctl.errors import GuestLost, ProtocolError, RequestFailed
-from guestctl.session import Session
+from guestctl.errors import GuestLost, RequestFailed
+from guestctl.link import Link
+from guestctl.services import Handler, serve
+from guestctl.session import SERVICE_BIT, Session
 from guestctl.spec import Command
 from guestctl.wire import Op, Tag
 
 __all__ = ["Agent", "Job"]
 
-_CHUNK = 1 << 18
 _LOG_LINES = 100
 
 
@@ -34,7 +36,6 @@ class Job:
         self.id = id_
         self.changed = threading.Condition(lock)
         self.queue: deque[events.Event] = deque()
-        self.started = False
         self.over = False
 
 
@@ -42,22 +43,24 @@ class Agent:
     """Created by `connect`. Close it to end the session; jobs that run then become orphans."""
 
     def __init__(self, connection: socket.socket, *, orphan: float, heartbeat: float) -> None:
-        connection.setblocking(False)
-        self._socket = connection
         self._session = Session(os.urandom(16), int(orphan * 1000))
-        self._heartbeat = heartbeat
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._out: deque[memoryview] = deque()
         self._jobs: dict[int, Job] = {}
         self._replies: dict[int, events.Replied] = {}
         self._pongs: set[int] = set()
+        self._services: dict[bytes, Handler] = {}
         self._lost = ""
-        self._closed = False
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.welcome: events.Welcomed | None = None
         self.log: deque[str] = deque(maxlen=_LOG_LINES)
-        self._thread = threading.Thread(target=self._serve, name="guestctl-agent", daemon=True)
+        self._link = Link(
+            connection,
+            self._lock,
+            heartbeat=heartbeat,
+            received=self._received,
+            broken=self._break,
+            quiet=lambda: self._link.send(self._session.ping(0)),
+        )
 
     @classmethod
     def connect(
@@ -76,8 +79,8 @@ class Agent:
         agent = cls(connection, orphan=orphan, heartbeat=heartbeat)
         try:
             with agent._lock:
-                agent._send(agent._session.hello())
-            agent._thread.start()
+                agent._link.send(agent._session.hello())
+            agent._link.start()
             agent._await(lambda: agent.welcome is not None, timeout, "the agent did not answer")
         except BaseException:
             agent.close()
@@ -90,17 +93,9 @@ class Agent:
         return self._lost
 
     def close(self) -> None:
-        """Ends the session; a second time does nothing."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        os.write(self._wake_write, b"x")
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(5)
-        self._socket.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        """Ends the session; whoever waits gets GuestLost. A second time does nothing."""
+        self._link.close()
+        self._break(self._lost or "the session was closed")
 
     # --- requests ---------------------------------------------------------------------------
 
@@ -109,7 +104,7 @@ class Agent:
         with self._lock:
             self._check()
             id_, data = self._session.request(op, records)
-            self._send(data)
+            self._link.send(data)
             self._await(
                 lambda: id_ in self._replies, timeout, f"no reply to {op.name} in {timeout:g} s"
             )
@@ -124,10 +119,15 @@ class Agent:
         token = int.from_bytes(os.urandom(7), "little")
         with self._lock:
             self._check()
-            self._send(self._session.ping(token))
+            self._link.send(self._session.ping(token))
             self._await(lambda: token in self._pongs, timeout, f"no pong in {timeout:g} s")
             self._pongs.discard(token)
         return time.monotonic() - begin
+
+    def offer(self, service: bytes, handler: Handler) -> None:
+        """Lets the guest open streams to `service`; each call runs `handler` with a socket."""
+        with self._lock:
+            self._services[service] = handler
 
     # --- jobs -------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class Agent:
             self._check()
             id_, data = self._session.start(command)
             job = self._jobs[id_] = Job(id_, self._lock)
-            self._send(data)
+            self._link.send(data)
         return job
 
     def take(self, job: Job, timeout: float | None) -> events.Event | None:
@@ -169,12 +169,15 @@ class Agent:
                         raise TimeoutError("the command does not take its stdin")
                     job.changed.wait(left)
                     continue
-                self._send(self._session.send(job.id, bytes(view[:room])))
+                self._link.send(self._session.send(job.id, bytes(view[:room])))
                 view = view[room:]
         return True
 
     def end_stdin(self, job: Job) -> None:
-        self._tell(lambda: self._session.send_eof(job.id))
+        """Ends what is sent to a command, or to a service's caller."""
+        with self._lock:
+            self._tell(lambda: self._session.send_eof(job.id))
+            self._forget_ended(job.id)
 
     def consumed(self, job: Job, channel: int, count: int) -> None:
         """Gives the agent credit for output that has been taken."""
@@ -190,16 +193,14 @@ class Agent:
 
     def _tell(self, make: Callable[[], bytes]) -> None:
         with self._lock:
-            if not self._lost and not self._closed:
-                self._send(make())
+            if not self._lost:
+                self._link.send(make())
 
     # --- the connection ---------------------------------------------------------------------
 
     def _check(self) -> None:
         if self._lost:
             raise GuestLost(self._lost)
-        if self._closed:
-            raise GuestLost("the session was closed")
 
     def _await(self, done: Callable[[], bool], timeout: float, message: str) -> None:
         """Waits on the session's condition until `done`."""
@@ -212,77 +213,9 @@ class Agent:
                     raise GuestLost(message)
                 self._changed.wait(left)
 
-    def _send(self, data: bytes) -> None:
-        """Sends what the socket takes now and leaves the rest to the thread; holds the lock."""
-        view = memoryview(data)
-        if not self._out:
-            try:
-                view = view[self._socket.send(view) :]
-            except BlockingIOError:
-                pass
-            except OSError:
-                # The thread meets the same fault and tells everybody.
-                return
-        if view:
-            self._out.append(view)
-            os.write(self._wake_write, b"x")
-
-    def _serve(self) -> None:
-        """The thread: reads, writes what is left over, minds the heartbeat."""
-        try:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._socket, selectors.EVENT_READ)
-                selector.register(self._wake_read, selectors.EVENT_READ)
-                self._pump(selector)
-        except ProtocolError as error:
-            self._break(f"the agent broke the protocol: {error}")
-        except OSError as error:
-            self._break(f"the connection to the guest broke: {error.strerror or error}")
-
-    def _pump(self, selector: selectors.BaseSelector) -> None:
-        heard = time.monotonic()
-        pinged = heard
-        while True:
-            ready = {key.fd for key, _mask in selector.select(self._heartbeat / 4)}
-            now = time.monotonic()
-            if self._wake_read in ready:
-                os.read(self._wake_read, 4096)
-            if self._closed:
-                return
-            if self._socket.fileno() in ready and self._receive():
-                heard = now
-            self._flush(selector)
-            if now - heard > self._heartbeat:
-                raise OSError(f"nothing heard for {self._heartbeat:g} s")
-            if now - max(heard, pinged) > self._heartbeat / 2:
-                pinged = now
-                self._tell(lambda: self._session.ping(0))
-
-    def _receive(self) -> bool:
-        """Reads once; says whether anything came."""
-        try:
-            data = self._socket.recv(_CHUNK)
-        except BlockingIOError:
-            return False
-        if not data:
-            raise OSError("end of file")
-        with self._lock:
-            for event in self._session.feed(data):
-                self._dispatch(event)
-        return True
-
-    def _flush(self, selector: selectors.BaseSelector) -> None:
-        with self._lock:
-            while self._out:
-                try:
-                    sent = self._socket.send(self._out[0])
-                except BlockingIOError:
-                    break
-                rest = self._out.popleft()[sent:]
-                if rest:
-                    self._out.appendleft(rest)
-            waiting = selectors.EVENT_WRITE if self._out else 0
-            selector.modify(self._socket, selectors.EVENT_READ | waiting)
+    def _received(self, data: bytes) -> None:
+        for event in self._session.feed(data):
+            _REACTIONS[type(event)](self, event)
 
     def _break(self, reason: str) -> None:
         with self._lock:
@@ -291,41 +224,81 @@ class Agent:
             for job in self._jobs.values():
                 job.changed.notify_all()
 
-    def _dispatch(self, event: events.Event) -> None:
-        """Hands an event to whom it concerns; holds the lock."""
-        match event:
-            case events.Started(job=id_):
-                self._jobs[id_].started = True
-                self._queue(id_, event)
-            case events.Output(stream=id_) | events.Ended(stream=id_):
-                self._queue(id_, event)
-            case events.Credited(stream=id_):
-                if id_ in self._jobs:
-                    self._jobs[id_].changed.notify_all()
-            case events.Exited(job=id_) | events.NotStarted(job=id_):
-                self._jobs[id_].over = True
-                self._queue(id_, event)
-                del self._jobs[id_]
-            case events.Replied(request=id_):
-                self._replies[id_] = event
-                self._changed.notify_all()
-            case events.Ponged(token=token):
-                if token:
-                    self._pongs.add(token)
-                    self._changed.notify_all()
-            case events.Welcomed():
-                self.welcome = event
-                self._changed.notify_all()
-            case events.Opened(stream=id_):
-                # No service is offered yet.
-                self._send(self._session.refuse(id_, 111, "no such service"))
-            case events.Logged(text=text):
-                self.log.append(text)
-            case _:
-                pass
+    # --- reactions to what the agent says; all hold the lock ---------------------------------
+
+    def _welcomed(self, event: events.Welcomed) -> None:
+        self.welcome = event
+        self._changed.notify_all()
+
+    def _replied(self, event: events.Replied) -> None:
+        self._replies[event.request] = event
+        self._changed.notify_all()
+
+    def _ponged(self, event: events.Ponged) -> None:
+        if event.token:
+            self._pongs.add(event.token)
+            self._changed.notify_all()
+
+    def _logged(self, event: events.Logged) -> None:
+        self.log.append(event.text)
+
+    def _credited(self, event: events.Credited) -> None:
+        job = self._jobs.get(event.stream)
+        if job is not None:
+            job.changed.notify_all()
+
+    def _of_job(self, event: events.Started) -> None:
+        self._queue(event.job, event)
+
+    def _of_stream(self, event: events.Output | events.Ended) -> None:
+        self._queue(event.stream, event)
+        self._forget_ended(event.stream)
+
+    def _last_of_job(self, event: events.Exited | events.NotStarted) -> None:
+        self._queue(event.job, event)
+        self._forget(event.job)
+
+    def _open(self, event: events.Opened) -> None:
+        """Accepts a stream toward a service that is offered; refuses any other."""
+        handler = self._services.get(event.service)
+        if handler is None:
+            text = f"no service {event.service!r}"
+            self._link.send(self._session.refuse(event.stream, errno.ECONNREFUSED, text))
+            return
+        stream = self._jobs[event.stream] = Job(event.stream, self._lock)
+        self._link.send(self._session.accept(event.stream))
+        serve(self, stream, handler)
+
+    def _forget_ended(self, id_: int) -> None:
+        """A service stream has no EXIT to wait for: it is over when both ends have closed."""
+        if id_ >= SERVICE_BIT and not self._session.knows(id_):
+            self._forget(id_)
+
+    def _forget(self, id_: int) -> None:
+        """Nothing more will come for it, and nothing may be sent."""
+        job = self._jobs.pop(id_, None)
+        if job is not None:
+            job.over = True
+            job.changed.notify_all()
 
     def _queue(self, id_: int, event: events.Event) -> None:
         job = self._jobs.get(id_)
         if job is not None:
             job.queue.append(event)
             job.changed.notify_all()
+
+
+_REACTIONS: dict[type[events.Event], Callable[[Agent, Any], None]] = {
+    events.Welcomed: Agent._welcomed,
+    events.Replied: Agent._replied,
+    events.Ponged: Agent._ponged,
+    events.Logged: Agent._logged,
+    events.Credited: Agent._credited,
+    events.Started: Agent._of_job,
+    events.Output: Agent._of_stream,
+    events.Ended: Agent._of_stream,
+    events.StreamReset: Agent._of_stream,
+    events.Exited: Agent._last_of_job,
+    events.NotStarted: Agent._last_of_job,
+    events.Opened: Agent._open,
+}

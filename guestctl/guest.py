@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -205,6 +206,14 @@ class Guest:
             return self._agent.ping(timeout)
         except GuestLost as error:
             raise _explain(self._folder, error) from None
+
+    def offer(self, service: str, handler: Callable[[socket.socket], None]) -> None:
+        """Offers a service of the host to processes in this guest, for as long as the lease lasts.
+
+        A process connects to the abstract unix socket `guestctl` and writes the service's name as
+        a line. `handler` runs in a thread of its own, with a socket that is the other end.
+        """
+        self._agent.offer(service.encode(), handler)
 
     def console_tail(self) -> str:
         """The last lines of the kernel's console."""

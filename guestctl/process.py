@@ -35,8 +35,8 @@ class Sink(Protocol):
 class Capture:
     """Keeps the first `limit` bytes, and the fact that there were more."""
 
-    def __init__(self, limit: int = CAPTURE_LIMIT) -> None:
-        self._limit = limit
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = CAPTURE_LIMIT if limit is None else limit
         self._parts: list[bytes] = []
         self._size = 0
         self.truncated = False

@@ -106,6 +106,10 @@ class Session:
         ]
         return job, b"".join(pieces) + encode(Type.EXEC, job)
 
+    def knows(self, stream: int) -> bool:
+        """Whether the job or service stream is still under way."""
+        return stream in self._streams
+
     def room(self, stream: int) -> int:
         """How many bytes of stdin (or to a service stream) may be sent now."""
         known = self._streams.get(stream)

@@ -14,9 +14,9 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("errors", "spec", "targets", "version", "resources"), 0),
     **dict.fromkeys(("events", "session", "wire", "vmeta", "recipe", "entry", "acl"), 1),
     **dict.fromkeys(
-        ("places", "processes", "qemu", "rundir", "share", "archive", "tree", "packages"), 2
+        ("link", "places", "processes", "qemu", "rundir", "share", "archive", "tree", "packages"), 2
     ),
-    **dict.fromkeys(("agent", "guest", "image", "imaging", "process", "translate"), 3),
+    **dict.fromkeys(("agent", "guest", "image", "imaging", "process", "services", "translate"), 3),
     **dict.fromkeys(("examine", "launch", "plan", "pool", "supervisor"), 4),
     **dict.fromkeys(("__init__", "__main__", "cli"), 5),
 }

@@ -1,0 +1,152 @@
+"""One connection, read by a thread: bytes go out from any thread, come in by a callback, and an end
+or a long silence is told once. It knows nothing of what the bytes mean."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from guestctl.errors import ProtocolError
+
+__all__ = ["Link"]
+
+_CHUNK = 1 << 18
+
+
+class Link:
+    """`received`, `broken` and `quiet` are called by the thread, with `lock` held.
+
+    `broken` gets the reason and comes once, unless the link was closed; `quiet` comes after half of
+    `heartbeat` seconds without a byte, so that the peer can be asked for a sign of life.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        lock: threading.RLock,
+        *,
+        heartbeat: float,
+        received: Callable[[bytes], None],
+        broken: Callable[[str], None],
+        quiet: Callable[[], None],
+    ) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._lock = lock
+        self._heartbeat = heartbeat
+        self._received = received
+        self._broken = broken
+        self._quiet = quiet
+        self._out: deque[memoryview] = deque()
+        self._closed = False
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._thread = threading.Thread(target=self._serve, name="guestctl-link", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def send(self, data: bytes) -> None:
+        """Sends what the socket takes now and leaves the rest to the thread; needs the lock."""
+        if self._closed:
+            return
+        view = memoryview(data)
+        if not self._out:
+            try:
+                view = view[self._socket.send(view) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                # The thread meets the same fault and tells everybody.
+                return
+        if view:
+            self._out.append(view)
+            self._wake()
+
+    def close(self) -> None:
+        """Ends the connection; a second time does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._wake()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(5)
+        self._socket.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"x")
+        except BlockingIOError:
+            # It has been woken often enough.
+            pass
+
+    def _serve(self) -> None:
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._socket, selectors.EVENT_READ)
+                selector.register(self._wake_read, selectors.EVENT_READ)
+                self._pump(selector)
+        except ProtocolError as error:
+            self._tell(f"the agent broke the protocol: {error}")
+        except OSError as error:
+            self._tell(f"the connection to the guest broke: {error.strerror or error}")
+
+    def _tell(self, reason: str) -> None:
+        with self._lock:
+            if not self._closed:
+                self._broken(reason)
+
+    def _pump(self, selector: selectors.BaseSelector) -> None:
+        heard = asked = time.monotonic()
+        while True:
+            ready = {key.fd for key, _mask in selector.select(self._heartbeat / 4)}
+            now = time.monotonic()
+            if self._wake_read in ready:
+                os.read(self._wake_read, 4096)
+            if self._closed:
+                return
+            if self._socket.fileno() in ready and self._receive():
+                heard = now
+            self._flush(selector)
+            if now - heard > self._heartbeat:
+                raise OSError(f"nothing heard for {self._heartbeat:g} s")
+            if now - max(heard, asked) > self._heartbeat / 2:
+                asked = now
+                with self._lock:
+                    self._quiet()
+
+    def _receive(self) -> bool:
+        """Reads once; says whether anything came."""
+        try:
+            data = self._socket.recv(_CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            raise OSError("end of file")
+        with self._lock:
+            self._received(data)
+        return True
+
+    def _flush(self, selector: selectors.BaseSelector) -> None:
+        with self._lock:
+            while self._out:
+                try:
+                    sent = self._socket.send(self._out[0])
+                except BlockingIOError:
+                    break
+                rest = self._out.popleft()[sent:]
+                if rest:
+                    self._out.appendleft(rest)
+            waiting = selectors.EVENT_WRITE if self._out else 0
+            selector.modify(self._socket, selectors.EVENT_READ | waiting)

@@ -1,0 +1,260 @@
+"""Our side of a session against the real agent, built for this machine, on a socketpair."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guestctl.agent import Agent
+from guestctl.errors import GuestLost, RequestFailed
+from guestctl.process import PIPE, Process
+from guestctl.spec import Command
+from guestctl.wire import Op
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("agent")
+    argv = ["make", "-s", "-C", ROOT / "guest-init", "agent", f"OUT={out}"]
+    subprocess.run(argv, check=True, timeout=300)
+    return out / "agent"
+
+
+class Native:
+    """A running agent; `sockets` are both ends of its channel, ours first."""
+
+    def __init__(self, program: Path) -> None:
+        self.name = f"guestctl-host-test-{os.getpid()}-{time.monotonic_ns()}"
+        self.ours, theirs = socket.socketpair()
+        self.process = subprocess.Popen(
+            [program, "--fd", str(theirs.fileno()), "--plain", "--socket", self.name],
+            pass_fds=[theirs.fileno()],
+            env={"ASAN_OPTIONS": "detect_leaks=0"},
+        )
+        theirs.close()
+
+    def session(self, **options: float) -> Agent:
+        """A new session over the same channel, as another process would begin it."""
+        return Agent.connect(self.ours.dup(), timeout=20, **options)
+
+
+@pytest.fixture
+def native(program: Path) -> Iterator[Native]:
+    made = Native(program)
+    yield made
+    made.ours.close()
+    made.process.kill()
+    made.process.wait()
+
+
+@pytest.fixture
+def agent(native: Native) -> Iterator[Agent]:
+    made = native.session()
+    made.request(Op.PREPARE, timeout=20)
+    yield made
+    made.close()
+
+
+def process(agent: Agent, *argv: str | bytes, **options: object) -> Process:
+    facts: dict[str, object] = {
+        "guest": "native",
+        "stdin": None,
+        "stdout": None,
+        "stderr": None,
+        "timeout": 60,
+        "idle_timeout": None,
+        "lost": lambda error: error,
+        **options,
+    }
+    command = Command(argv=tuple(os.fsencode(arg) for arg in argv), env=(b"PATH=/usr/bin:/bin",))
+    return Process(agent, command, **facts)  # type: ignore[arg-type]
+
+
+def test_output_and_status(agent: Agent) -> None:
+    result = process(agent, "sh", "-c", "echo out; echo err >&2; exit 3").wait()
+    assert (result.stdout, result.stderr, result.status) == (b"out\n", b"err\n", 3)
+
+
+def test_a_refused_request_tells_why(agent: Agent) -> None:
+    with pytest.raises(RequestFailed) as caught:
+        agent.request(Op.MOUNT, timeout=20)
+    assert caught.value.errno
+
+
+def test_a_new_session_takes_over_whatever_the_old_one_left(native: Native) -> None:
+    agent = native.session(orphan=0.2)
+    agent.request(Op.PREPARE, timeout=20)
+    flood = process(agent, "cat", "/dev/zero", stdout=io.BytesIO())
+    agent.take(flood._job, 5)
+    agent.close()
+    # The old holder died in the middle of a frame, in both directions.
+    native.ours.setblocking(True)
+    native.ours.sendall(b"\x10\x00\x00\x00\x01\x00\x00\x00\xff\xff\x00\x00half")
+    again = native.session()
+    assert again.welcome is not None
+    assert process(again, "echo", "here").wait().stdout == b"here\n"
+    again.close()
+
+
+def test_ping_is_answered(agent: Agent) -> None:
+    assert agent.ping(10) < 10
+
+
+def test_an_agent_that_is_killed_is_noticed_by_everybody(native: Native, agent: Agent) -> None:
+    running = [process(agent, "sleep", "100") for _ in range(3)]
+    caught: list[GuestLost] = []
+
+    def wait(which: Process) -> None:
+        try:
+            which.wait()
+        except GuestLost as error:
+            caught.append(error)
+
+    threads = [threading.Thread(target=wait, args=(which,)) for which in running]
+    for thread in threads:
+        thread.start()
+    begin = time.monotonic()
+    native.process.kill()
+    for thread in threads:
+        thread.join(5)
+    assert len(caught) == 3
+    assert time.monotonic() - begin < 5
+
+
+def test_an_agent_that_falls_silent_is_noticed(native: Native) -> None:
+    agent = native.session(heartbeat=0.5)
+    native.process.send_signal(19)  # SIGSTOP
+    begin = time.monotonic()
+    with pytest.raises(GuestLost, match="nothing heard"):
+        agent.request(Op.SYNC, timeout=30)
+    assert time.monotonic() - begin < 3
+    agent.close()
+
+
+def test_closing_tells_who_waits(agent: Agent) -> None:
+    running = process(agent, "sleep", "100")
+    threading.Timer(0.2, agent.close).start()
+    with pytest.raises(GuestLost, match="closed"):
+        running.wait()
+
+
+def test_no_welcome_is_an_error_after_the_deadline() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, pytest.raises(GuestLost, match="did not answer"):
+        Agent.connect(ours, timeout=0.3)
+
+
+def test_capture_has_a_bound(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guestctl.process.CAPTURE_LIMIT", 1000)
+    result = process(agent, "head", "-c", "5000", "/dev/zero").wait()
+    assert (len(result.stdout), result.truncated) == (1000, True)
+
+
+def test_a_sink_that_fails_ends_the_command_and_tells_the_caller(agent: Agent) -> None:
+    class Full:
+        def write(self, data: bytes, /) -> None:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        process(agent, "cat", "/dev/zero", stdout=Full()).wait()
+    assert process(agent, "true").wait().status == 0
+
+
+def test_stdin_that_cannot_be_read_is_not_an_end(agent: Agent) -> None:
+    class Broken(io.RawIOBase):
+        def read1(self, _size: int) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    result = process(agent, "cat", stdin=Broken()).wait()
+    assert result.outcome == "signalled"
+
+
+def test_pipe_gives_a_writer(agent: Agent) -> None:
+    running = process(agent, "cat", stdin=PIPE)
+    running.stdin.write(b"hello", timeout=20)
+    running.stdin.close()
+    assert running.wait().stdout == b"hello"
+
+
+# It reads while it writes, as whoever calls a service that answers early must.
+CALLER = """
+import socket, sys, threading
+s = socket.socket(socket.AF_UNIX)
+s.connect(b"\\0" + {name!r}.encode())
+s.sendall(b"{service}\\n")
+def send():
+    try:
+        s.sendall(sys.stdin.buffer.read())
+        s.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+threading.Thread(target=send).start()
+try:
+    while data := s.recv(65536):
+        sys.stdout.buffer.write(data)
+except ConnectionError:
+    print("refused")
+"""
+
+
+def call(native: Native, agent: Agent, service: str, data: bytes) -> bytes:
+    script = CALLER.format(name=native.name, service=service)
+    return process(agent, sys.executable, "-c", script, stdin=data).wait().check().stdout
+
+
+def test_a_guest_calls_a_service_of_the_host(native: Native, agent: Agent) -> None:
+    def upper(connection: socket.socket) -> None:
+        while data := connection.recv(65536):
+            connection.sendall(data.upper())
+
+    agent.offer(b"upper", upper)
+    assert call(native, agent, "upper", b"abc" * 500_000) == b"ABC" * 500_000
+
+
+def test_a_service_may_be_a_program(native: Native, agent: Agent) -> None:
+    def tr(connection: socket.socket) -> None:
+        subprocess.run(["tr", "a-c", "x-z"], stdin=connection, stdout=connection, check=True)
+
+    agent.offer(b"tr", tr)
+    assert call(native, agent, "tr", b"aabbcc") == b"xxyyzz"
+
+
+def test_a_service_that_fails_is_an_end_of_file(native: Native, agent: Agent) -> None:
+    def fail(_connection: socket.socket) -> None:
+        raise RuntimeError("no")
+
+    agent.offer(b"fail", fail)
+    assert call(native, agent, "fail", b"") == b""
+    assert process(agent, "true").wait().status == 0
+
+
+def test_what_is_not_offered_is_refused(native: Native, agent: Agent) -> None:
+    assert call(native, agent, "none-such", b"") in (b"", b"refused\n")
+
+
+def test_many_calls_at_once_leave_nothing_behind(native: Native, agent: Agent) -> None:
+    def echo(connection: socket.socket) -> None:
+        while data := connection.recv(65536):
+            connection.sendall(data)
+
+    agent.offer(b"echo", echo)
+    script = CALLER.format(name=native.name, service="echo")
+    running = [
+        process(agent, sys.executable, "-c", script, stdin=b"%d" % n * 1000) for n in range(16)
+    ]
+    assert [one.wait().stdout for one in running] == [b"%d" % n * 1000 for n in range(16)]
+    deadline = time.monotonic() + 10
+    while agent._jobs:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
