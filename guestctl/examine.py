@@ -18,17 +18,9 @@ from guestctl.targets import TARGETS, Target, target
 __all__ = ["Finding", "examine"]
 
 _SPACE_WANTED = 6 << 30
-# Programs that `image build` and guests need, and the Debian packages that have them.
-_PROGRAMS = {
-    "mke2fs": "e2fsprogs",
-    "sqfstar": "squashfs-tools",
-    "make": "make",
-    "flex": "flex",
-    "bison": "bison",
-    "bc": "bc",
-    "patchelf": "patchelf",
-    "apt-get": "apt",
-}
+_PATH = f"{os.defpath}:/usr/local/bin:/usr/sbin:/sbin"
+# Programs that every guest and image needs, and the Debian packages that have them.
+_PROGRAMS = {"mke2fs": "e2fsprogs", "bwrap": "bubblewrap", "apt-get": "apt"}
 
 
 @dataclass(frozen=True)
@@ -47,13 +39,13 @@ class Finding:
 def examine(places: Places, arch: str | None = None) -> list[Finding]:
     """All findings, for one architecture or for all of them; raises UsageError for an unknown."""
     rows = [target(arch)] if arch else list(TARGETS.values())
-    return [*_host(places), *(finding for row in rows for finding in _target(row, places))]
+    return [*_host(places, rows), *(finding for row in rows for finding in _target(row, places))]
 
 
-def _host(places: Places) -> Iterator[Finding]:
+def _host(places: Places, rows: list[Target]) -> Iterator[Finding]:
     yield Finding("ok", "python", sys.version.split()[0])
-    for program, package in _PROGRAMS.items():
-        path = shutil.which(program, path=f"{os.defpath}:/usr/local/bin:/usr/sbin:/sbin")
+    for program, package in _programs(rows).items():
+        path = program if os.path.exists(program) else shutil.which(program, path=_PATH)
         if path:
             yield Finding("ok", program, path)
         else:
@@ -80,10 +72,20 @@ def _target(row: Target, places: Places) -> Iterator[Finding]:
     except GuestctlError as error:
         yield Finding("lacks", f"{row.arch}: qemu", str(error), error.hint)
         return
-    best = acceleration(row, places.cache)
-    found = f"{best.name}, CPU {best.cpu}" + (f" ({best.reason})" if best.reason else "")
-    yield Finding("ok", f"{row.arch}: accelerator", found)
     try:
-        yield Finding("ok", f"{row.arch}: image", image.load(row.arch, cache_dir=places.cache).id)
+        made = image.load(row.arch, cache_dir=places.cache)
     except GuestctlError as error:
         yield Finding("note", f"{row.arch}: image", str(error), error.hint)
+        return
+    yield Finding("ok", f"{row.arch}: image", made.id)
+    best = acceleration(row, places.cache, made.kernel, made.initramfs)
+    found = f"{best.name}, CPU {best.cpu}" + (f" ({best.reason})" if best.reason else "")
+    yield Finding("ok", f"{row.arch}: accelerator", found)
+
+
+def _programs(rows: list[Target]) -> dict[str, str]:
+    """What guests and the images of these targets need, with the packages that have it."""
+    needed = dict(_PROGRAMS)
+    for row in rows:
+        needed.update(image.recipe(row.arch).host)
+    return needed

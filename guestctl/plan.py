@@ -63,7 +63,7 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
     _check(options, memory, row.memory_max)
     qemu_program(row)
     made = image.load(options.arch, cache_dir=places.cache)
-    best = acceleration(row, places.cache)
+    best = acceleration(row, places.cache, made.kernel, made.initramfs)
     confinement = probe_confinement()
     own = own_shares(places, name)
     guests = []

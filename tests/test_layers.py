@@ -12,9 +12,28 @@ PACKAGE = Path(__file__).parent.parent / "guestctl"
 # The layers of docs/architecture.md, lowest first.
 LAYERS: dict[str, int] = {
     **dict.fromkeys(("errors", "spec", "targets", "version", "resources"), 0),
-    **dict.fromkeys(("events", "session", "wire", "vmeta", "recipe", "entry", "acl"), 1),
+    **dict.fromkeys(("events", "session", "wire", "vmeta", "recipe", "entry", "acl", "tarfmt"), 1),
     **dict.fromkeys(
-        ("link", "places", "processes", "qemu", "rundir", "share", "archive", "tree", "packages"), 2
+        (
+            "link",
+            "places",
+            "processes",
+            "qemu",
+            "rundir",
+            "share",
+            "archive",
+            "tree",
+            "packages",
+            "hostdir",
+            "libarc",
+            "pack",
+            "stream",
+            "listing",
+            "treecheck",
+            "treereader",
+            "treewriter",
+        ),
+        2,
     ),
     **dict.fromkeys(("agent", "guest", "image", "imaging", "process", "services", "translate"), 3),
     **dict.fromkeys(("examine", "launch", "plan", "pool", "supervisor"), 4),

@@ -15,11 +15,11 @@ import time
 
 from guestctl import Pool, image
 from guestctl.places import Places
+from guestctl.qemu.accel import FIRST_LINE
 from guestctl.targets import target
 
 ARCH = "armv5l"
 ROUNDS = 7
-FIRST_LINE = b"guestctl: init"
 
 
 def bare(made: image.Image) -> float:

@@ -26,6 +26,11 @@ def armv5l_image(places: Places) -> image.Image:
 
 
 @pytest.fixture(scope="session")
+def x86_64_image(places: Places) -> image.Image:
+    return image.build("x86_64", cache_dir=places.cache)
+
+
+@pytest.fixture(scope="session")
 def pool(armv5l_image: image.Image, places: Places) -> Iterator[Pool]:
     """One guest for all tests that leave it as they found it."""
     with Pool(ARCH, 1, name=f"tests-{armv5l_image.id}", places=places) as made:
