@@ -26,6 +26,8 @@ test:
 test-here: setup
 	@tools/step.sh "style" $(MAKE) --no-print-directory lint
 	@tools/step.sh "guest-init, with sanitizers" $(MAKE) --no-print-directory -C guest-init check
+	$(GUESTCTL) image build armv5l
+	$(GUESTCTL) image build x86_64
 	$(BIN)/python -m pytest $(PYTEST)
 
 lint:
