@@ -19,7 +19,6 @@ from typing import Any
 from guestctl import events
 from guestctl.errors import GuestLost, RequestFailed
 from guestctl.link import Link
-from guestctl.services import Handler, serve
 from guestctl.session import SERVICE_BIT, Session
 from guestctl.spec import Command
 from guestctl.wire import Op, Tag
@@ -49,7 +48,7 @@ class Agent:
         self._jobs: dict[int, Job] = {}
         self._replies: dict[int, events.Replied] = {}
         self._pongs: set[int] = set()
-        self._services: dict[bytes, Handler] = {}
+        self._services: dict[bytes, Callable[[Job], None]] = {}
         self._lost = ""
         self.welcome: events.Welcomed | None = None
         self.log: deque[str] = deque(maxlen=_LOG_LINES)
@@ -124,10 +123,10 @@ class Agent:
             self._pongs.discard(token)
         return time.monotonic() - begin
 
-    def offer(self, service: bytes, handler: Handler) -> None:
-        """Lets the guest open streams to `service`; each call runs `handler` with a socket."""
+    def offer(self, service: bytes, opened: Callable[[Job], None]) -> None:
+        """Lets the guest open streams to `service`; `opened` is told of each, and must not wait."""
         with self._lock:
-            self._services[service] = handler
+            self._services[service] = opened
 
     # --- jobs -------------------------------------------------------------------------------
 
@@ -260,14 +259,14 @@ class Agent:
 
     def _open(self, event: events.Opened) -> None:
         """Accepts a stream toward a service that is offered; refuses any other."""
-        handler = self._services.get(event.service)
-        if handler is None:
+        opened = self._services.get(event.service)
+        if opened is None:
             text = f"no service {event.service!r}"
             self._link.send(self._session.refuse(event.stream, errno.ECONNREFUSED, text))
             return
         stream = self._jobs[event.stream] = Job(event.stream, self._lock)
         self._link.send(self._session.accept(event.stream))
-        serve(self, stream, handler)
+        opened(stream)
 
     def _forget_ended(self, id_: int) -> None:
         """A service stream has no EXIT to wait for: it is over when both ends have closed."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from guestctl import services
 from guestctl.agent import Agent
 from guestctl.errors import GuestLost, RequestFailed, ShareError
 from guestctl.process import Process, Sink
@@ -213,7 +214,7 @@ class Guest:
         A process connects to the abstract unix socket `guestctl` and writes the service's name as
         a line. `handler` runs in a thread of its own, with a socket that is the other end.
         """
-        self._agent.offer(service.encode(), handler)
+        services.offer(self._agent, service.encode(), handler)
 
     def console_tail(self) -> str:
         """The last lines of the kernel's console."""

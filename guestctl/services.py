@@ -10,15 +10,12 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from guestctl import events
+from guestctl.agent import Agent, Job
 from guestctl.errors import GuestLost
 
-if TYPE_CHECKING:
-    from guestctl.agent import Agent, Job
-
-__all__ = ["Handler", "serve"]
+__all__ = ["Handler", "offer"]
 
 # Runs in a thread of its own and closes the socket when it is done.
 Handler = Callable[[socket.socket], None]
@@ -27,7 +24,12 @@ _CHUNK = 1 << 16
 _log = logging.getLogger(__name__)
 
 
-def serve(agent: Agent, stream: Job, handler: Handler) -> None:
+def offer(agent: Agent, service: bytes, handler: Handler) -> None:
+    """Offers `handler` under a name; each call of the guest runs it with a socket."""
+    agent.offer(service, lambda stream: _serve(agent, stream, handler))
+
+
+def _serve(agent: Agent, stream: Job, handler: Handler) -> None:
     """Joins a stream that the guest has opened with a socket for `handler`; returns at once."""
     ours, theirs = socket.socketpair()
     for work, args in (

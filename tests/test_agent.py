@@ -17,6 +17,7 @@ import pytest
 from guestctl.agent import Agent
 from guestctl.errors import GuestLost, RequestFailed
 from guestctl.process import PIPE, Process
+from guestctl.services import offer
 from guestctl.spec import Command
 from guestctl.wire import Op
 
@@ -218,7 +219,7 @@ def test_a_guest_calls_a_service_of_the_host(native: Native, agent: Agent) -> No
         while data := connection.recv(65536):
             connection.sendall(data.upper())
 
-    agent.offer(b"upper", upper)
+    offer(agent, b"upper", upper)
     assert call(native, agent, "upper", b"abc" * 500_000) == b"ABC" * 500_000
 
 
@@ -226,7 +227,7 @@ def test_a_service_may_be_a_program(native: Native, agent: Agent) -> None:
     def tr(connection: socket.socket) -> None:
         subprocess.run(["tr", "a-c", "x-z"], stdin=connection, stdout=connection, check=True)
 
-    agent.offer(b"tr", tr)
+    offer(agent, b"tr", tr)
     assert call(native, agent, "tr", b"aabbcc") == b"xxyyzz"
 
 
@@ -234,7 +235,7 @@ def test_a_service_that_fails_is_an_end_of_file(native: Native, agent: Agent) ->
     def fail(_connection: socket.socket) -> None:
         raise RuntimeError("no")
 
-    agent.offer(b"fail", fail)
+    offer(agent, b"fail", fail)
     assert call(native, agent, "fail", b"") == b""
     assert process(agent, "true").wait().status == 0
 
@@ -248,7 +249,7 @@ def test_many_calls_at_once_leave_nothing_behind(native: Native, agent: Agent) -
         while data := connection.recv(65536):
             connection.sendall(data)
 
-    agent.offer(b"echo", echo)
+    offer(agent, b"echo", echo)
     script = CALLER.format(name=native.name, service="echo")
     running = [
         process(agent, sys.executable, "-c", script, stdin=b"%d" % n * 1000) for n in range(16)

@@ -1,0 +1,101 @@
+"""What README and docs say is what the code says: commands, tables, links, names of packages."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from guestctl import session, wire
+from guestctl.cli.main import program
+from guestctl.recipe import parse_lock
+from guestctl.targets import TARGETS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading of the protocol."""
+    part = PROTOCOL.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in part.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_protocols_types_are_wires() -> None:
+    written = {name: int(number, 16) for number, name, *_ in rows("Types")}
+    assert written == {entry.name: entry.value for entry in wire.Type}
+
+
+def test_the_protocols_records_are_wires() -> None:
+    written = {name: int(number) for number, name, *_ in rows("Records")}
+    assert written == {entry.name: entry.value for entry in wire.Tag}
+
+
+def test_the_protocols_requests_are_wires() -> None:
+    written = {name: int(number) for number, name, *_ in rows("Requests")}
+    assert written == {entry.name: entry.value for entry in wire.Op}
+
+
+def test_the_protocols_limits_are_wires() -> None:
+    written = dict(rows("Limits"))
+    assert written["payload"] == f"{wire.PAYLOAD_MAX:,} bytes"
+    assert written["SPEC of one job, all pieces"] == f"{wire.SPEC_MAX:,} bytes"
+    assert written["credit of a channel"] == f"{wire.CREDIT_WINDOW:,} bytes"
+    assert f"{session.SERVICE_BIT:#x}" in PROTOCOL
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Each `guestctl …` in a code block of README, recipes or architecture, joined and split."""
+    found = []
+    for page in PAGES[:1]:
+        text = page.read_text().replace("\\\n", " ")
+        for line in re.findall(r"^    (?:\$ )?(guestctl .*)$", text, re.MULTILINE):
+            found.append((page.name, shlex.split(line.split("  #")[0])[1:]))
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), commands())
+def test_commands_in_the_readme_can_be_typed(page: str, words: list[str]) -> None:
+    """The parser takes them: no noun, verb or option is made up."""
+    context = click.Context(program)
+    command: click.Command = program
+    while isinstance(command, click.Group):
+        found = command.get_command(context, words[0])
+        assert found is not None, f"{page}: {words}"
+        command, words = found, words[1:]
+    command.make_context(command.name, list(words))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_demo_is_locked() -> None:
+    lock = ROOT / "examples" / "demo.lock"
+    names = {entry.name for entry in parse_lock(lock.read_text(), str(lock))}
+    assert names == {"zlib", "lua5.4", "hello", "tinyxml2"}
+
+
+@pytest.mark.parametrize("arch", sorted(TARGETS))
+def test_every_target_has_its_recipe_and_lock(arch: str) -> None:
+    for kind in ("yaml", "lock"):
+        assert (ROOT / "images" / f"{arch}.{kind}").exists()
+
+
+def test_the_set_up_installs_what_recipes_ask_of_the_host() -> None:
+    """Nothing installed by hand may be missing from `make test`."""
+    from guestctl import image
+
+    lines = (ROOT / "tools" / "packages.txt").read_text().splitlines()
+    listed = {line.split("#")[0].strip() for line in lines}
+    needed = {package for arch in TARGETS for package in image.recipe(arch).host.values()}
+    needed |= {row.qemu_package for row in TARGETS.values()}
+    essential = {"binutils", "dpkg", "tar"}  # with gcc, and on every Debian
+    assert needed - essential <= listed
