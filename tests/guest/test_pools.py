@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from guestctl import Pool, PoolError, ShareError, UsageError
+from guestctl import GuestLost, Pool, PoolError, ShareError, UsageError
 from guestctl.image import Image
 from guestctl.places import Places
 
@@ -203,3 +203,33 @@ def test_a_guest_that_cannot_boot_is_noticed_at_once(
     with pytest.raises(UsageError):
         Pool("armv5l", 1, places=places, memory=1)
     assert time.monotonic() - begin < 5
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(armv5l_image: Image, tmp_path: Path) -> None:
+    """The run directory lies on a file system of 40 KiB, made in a namespace of the test's own."""
+    script = f"""
+        mount -t tmpfs -o size=40k,mode=700 none {tmp_path}
+        export XDG_RUNTIME_DIR={tmp_path}
+        dd if=/dev/zero of=$XDG_RUNTIME_DIR/fill bs=4k 2>/dev/null
+        {sys.executable} -m guestctl pool up -n 1 --arch armv5l --name full
+        echo status $?
+        find $XDG_RUNTIME_DIR -path '*g0*'
+    """
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.stdout == b"status 1\n", done
+    assert b"No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_supervisor_that_cannot_start_is_told_apart(
+    armv5l_image: Image, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(GuestLost, match="supervisor of g0 died"):
+        Pool("armv5l", 1, places=places)
