@@ -359,7 +359,7 @@ def _judge(known: Meta, host: int, present: bool) -> tuple[str, str, Meta]:
         kind = "missing"
     elif known.mode is not None and not claimed:
         kind, mode = "no-type", form | stat.S_IMODE(mode)
-    elif (claimed == stat.S_IFDIR) != (form == stat.S_IFDIR):
+    elif (claimed == stat.S_IFDIR) != (form == stat.S_IFDIR) or type_name(mode) == "unknown":
         kind, detail = "wrong-type", f"{type_name(mode)}, but it is a {type_name(form)}"
         mode = form | stat.S_IMODE(mode)
     elif not known.complete:

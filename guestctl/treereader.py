@@ -254,7 +254,8 @@ class TreeReader:
         else:
             entry.mode = mode & 0o177777
             claimed = stat.S_IFMT(mode)
-            if claimed != form and (form != stat.S_IFREG or claimed == stat.S_IFDIR):
+            known = claimed == form or (form == stat.S_IFREG and claimed != stat.S_IFDIR)
+            if not known or type_name(claimed) == "unknown":
                 raise TreeError(
                     f"{shown}: its metadata says {type_name(mode)}, but it is a {type_name(form)}",
                     hint="guestctl virtfs check TREE shows what else is wrong",

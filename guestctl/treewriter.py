@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from typing import TypeVar
 
 from guestctl.entry import TARGET_MAX, Entry, type_name
 from guestctl.errors import ArchiveError, TreeError
@@ -33,6 +34,7 @@ __all__ = ["TreeWriter"]
 _IMPLICIT = stat.S_IFDIR | 0o755
 _LOST = (errno.ENOTSUP, errno.ENOSPC, errno.E2BIG, errno.EPERM, errno.ERANGE, errno.EDQUOT)
 Pairs = list[tuple[bytes, bytes]]
+_Form = TypeVar("_Form", bytes, tuple[tuple[bytes, bytes], ...])
 
 
 class TreeWriter(Folders):
@@ -123,10 +125,10 @@ class TreeWriter(Folders):
             for name in have:
                 if name.startswith((ASIDE_PREFIX, ACL_PREFIX)):
                     os.removexattr(child.fd, name)
-            pairs = encode_xattrs(entry.uid, entry.gid, entry.mode)
+            pairs = self._encoded(encode_xattrs, entry)
             self._set(child.fd, [*pairs, *direct, *aside], entry)
             return
-        text = encode_text(entry.uid, entry.gid, entry.mode)
+        text = self._encoded(encode_text, entry)
         if parent is None:
             self._text(self._root.fd, ROOT_FILE, text, aside, entry)
         else:
@@ -134,6 +136,13 @@ class TreeWriter(Folders):
             self._text(self._meta(parent), name, text, aside, entry)
         if direct:
             self._set(child.fd, direct, entry)
+
+    def _encoded(self, encode: Callable[[int, int, int, int | None], _Form], entry: Entry) -> _Form:
+        try:
+            rdev = encode_rdev(*entry.rdev) if has_rdev(entry.mode) else None
+            return encode(entry.uid, entry.gid, entry.mode, rdev)
+        except ValueError as error:
+            raise self._fail(entry, str(error)) from None
 
     def _text(self, meta: int, name: bytes, text: bytes, aside: Pairs, entry: Entry) -> None:
         try:
@@ -248,14 +257,10 @@ class TreeWriter(Folders):
         here, name = self._place(entry)
         if not name:
             raise self._fail(entry, f"a {type_name(entry.mode)} cannot be the root")
-        try:
-            rdev = encode_rdev(*entry.rdev) if has_rdev(entry.mode) else None
-            if self._file_model:
-                text = encode_text(entry.uid, entry.gid, entry.mode, rdev)
-            else:
-                pairs = encode_xattrs(entry.uid, entry.gid, entry.mode, rdev)
-        except ValueError as error:
-            raise self._fail(entry, str(error)) from None
+        if self._file_model:
+            text = self._encoded(encode_text, entry)
+        else:
+            pairs = self._encoded(encode_xattrs, entry)
         direct, aside = self._split(entry) if entry.xattrs else ([], [])
         fd = self._create(here, name, entry)
         try:

@@ -63,10 +63,10 @@ def test_case_01_missing_metadata_falls_back_per_key(tree):
     assert found["mine"].uid == mine
 
 
-@pytest.mark.parametrize("claim", [0o40755])
-def test_case_02_a_file_that_claims_to_be_a_directory(tree, claim):
+@pytest.mark.parametrize(("claim", "word"), [(0o40755, "directory"), (0o170644, "unknown")])
+def test_case_02_a_file_that_claims_to_be_something_else(tree, claim, word):
     tree.file("liar", b"", mode=claim)
-    refused(tree, "liar", "directory")
+    refused(tree, "liar", word)
 
 
 def test_case_02_a_directory_that_claims_to_be_a_file(tree):

@@ -280,6 +280,7 @@ def test_case_31_what_cannot_be_held(tree):
     device = Member("dev", tarfile.CHRTYPE, rdev=(4095, 1048575))
     refused(tree, device, words=("dev", "unset"))
     refused(tree, Member("high", uid=4294967295), words=("high", "4294967295"))
+    refused(tree, directory("high", uid=4294967295), words=("high", "4294967295"))
     refused(tree, Member("wide", tarfile.CHRTYPE, rdev=(4096, 0)), words=("wide",))
 
 
