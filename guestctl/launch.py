@@ -24,14 +24,20 @@ __all__ = ["any_alive", "await_ready", "end_guests", "start_guest"]
 _STOP_TIMEOUT = 12.0
 
 
-def start_guest(folder: GuestDir, spec: GuestSpec, runtime: Path) -> dict[int, GuestDir]:
-    """Starts one supervisor; returns the descriptor on which it will report, and its folder."""
+def start_guest(
+    folder: GuestDir, spec: GuestSpec, runtime: Path, leash: int | None
+) -> dict[int, GuestDir]:
+    """Starts one supervisor; returns the descriptor on which it will report, and its folder.
+
+    `leash` is the reading end of a pipe: when its other end is closed, the guest ends.
+    """
     folder.path.mkdir(mode=0o700, exist_ok=True)
     folder.write_spec(asdict(spec))
     in_use = _lock_share(Path(spec.work), runtime)
     agent, monitor = bound_socket(folder.agent), bound_socket(folder.monitor)
     report, notify = os.pipe2(os.O_CLOEXEC)
     handles = [agent.fileno(), monitor.fileno(), notify]
+    handles += [] if leash is None else [leash]
     # A session of its own: the terminal's Ctrl-C is not for it. -P: the caller's folder holds
     # no modules of ours.
     try:

@@ -48,7 +48,8 @@ class Pool:
     ) -> None:
         """Brings the pool up and returns when all its guests are ready.
 
-        `options` are the further fields of PoolOptions. Without a name it gets a new one. Raises
+        `options` are the further fields of PoolOptions. Without a name it gets a new one, and
+        lives no longer than this process. Raises
         UsageError, HostLacks, ImageError, ShareError, PoolError, and GuestLost when a guest does
         not boot.
         """
@@ -56,6 +57,8 @@ class Pool:
         self._options = PoolOptions(arch, size, **options)
         self._dir = PoolDir.named(self._places.runtime, name or f"{arch}-{secrets.token_hex(4)}")
         self._progress = progress or (lambda _text: None)
+        # The reading end is for the supervisors, the writing end ends with this process.
+        self._leash = os.pipe2(os.O_CLOEXEC) if name is None else None
         self._up()
 
     @classmethod
@@ -65,6 +68,7 @@ class Pool:
         pool._places = places or Places.of_user()
         pool._dir = PoolDir.named(pool._places.runtime, name)
         pool._progress = lambda _text: None
+        pool._leash = None
         spec = pool._dir.spec()
         if not spec:
             raise PoolError(
@@ -91,16 +95,22 @@ class Pool:
 
     def _up(self) -> None:
         options = self._options
+        _sweep(self._places)
         plan = plan_pool(options, self.name, self._places)
-        self._claim({"options": asdict(options), "image": plan.image, "remarks": plan.remarks})
+        facts = {"options": asdict(options), "image": plan.image, "remarks": plan.remarks}
+        self._claim({**facts, "leashed": self._leash is not None})
         try:
             waiting = {}
             for spec in plan.guests:
-                waiting.update(start_guest(self._dir.guest(spec.name), spec, self._places.runtime))
+                waiting.update(self._start(spec))
             await_ready(waiting, options.boot_timeout + 10, self._progress)
         except BaseException:
             self.down()
             raise
+
+    def _start(self, spec: GuestSpec) -> dict[int, GuestDir]:
+        leash = self._leash[0] if self._leash else None
+        return start_guest(self._dir.guest(spec.name), spec, self._places.runtime, leash)
 
     def _claim(self, spec: dict[str, Any]) -> None:
         """Makes the run directory, all at once, or says who has it."""
@@ -198,9 +208,7 @@ class Pool:
             # The pool's own tree is part of what a fresh guest must not inherit.
             shutil.rmtree(spec.work, ignore_errors=True)
             Path(spec.work).mkdir(mode=0o700)
-        await_ready(
-            start_guest(folder, spec, self._places.runtime), spec.boot_timeout + 10, self._progress
-        )
+        await_ready(self._start(spec), spec.boot_timeout + 10, self._progress)
 
     def status(self) -> list[dict[str, Any]]:
         """The facts of each guest, as `pool status --json` prints them."""
@@ -216,7 +224,19 @@ class Pool:
         """Ends all guests and removes every file of the pool; a second time does nothing."""
         end_guests(self._dir.guests())
         self._dir.remove()
+        for handle in self._leash or ():
+            os.close(handle)
+        self._leash = None
         shutil.rmtree(own_shares(self._places, self.name), ignore_errors=True)
+
+
+def _sweep(places: Places) -> None:
+    """Removes what is left of pools whose owner was killed; their guests ended with it."""
+    for name in pool_names(places.runtime):
+        spec = PoolDir(places.runtime / "pools" / name).spec()
+        owner = ProcessId(spec.get("creator_pid", 0), spec.get("creator_start", 0))
+        if spec.get("leashed") and not owner.alive():
+            Pool.attach(name, places=places).down()
 
 
 def only_pool(places: Places) -> str:

@@ -240,6 +240,8 @@ class PoolDir:
 def pool_names(runtime: Path) -> list[str]:
     """The names of the pools that have a run directory."""
     try:
-        return sorted(path.name for path in (runtime / "pools").iterdir() if path.is_dir())
+        found = [path.name for path in (runtime / "pools").iterdir() if path.is_dir()]
     except FileNotFoundError:
         return []
+    # Others are still being made.
+    return sorted(name for name in found if _NAME.fullmatch(name))

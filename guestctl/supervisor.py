@@ -1,8 +1,9 @@
 """The small process that lives as long as one QEMU: it starts it, boots the guest, keeps the
 console's log, and records how it ended.
 
-Run as `python -m guestctl.supervisor FOLDER AGENT MONITOR NOTIFY` with three descriptors: two
-listening sockets, and a pipe on which one line of JSON says that the guest is ready or why not.
+Run as `python -m guestctl.supervisor FOLDER AGENT MONITOR NOTIFY [LEASH]` with descriptors: two
+listening sockets, a pipe on which one line of JSON says that the guest is ready or why not, and one
+whose other end its owner holds: when the owner is gone, the guest has no reason to stay.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ _CAUSES = (
 
 
 class Supervisor:
-    def __init__(self, folder: GuestDir) -> None:
+    def __init__(self, folder: GuestDir, leash: int | None) -> None:
         self._folder = folder
+        self._leash = leash
         self._spec = GuestSpec(**folder.spec())
         self._state: dict[str, Any] = {"name": folder.name, "arch": self._spec.arch}
         self._stop_read, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -133,7 +135,8 @@ class Supervisor:
         assert running is not None
         handle = os.pidfd_open(running.process.pid)
         try:
-            ready, _, _ = select.select([handle, self._stop_read], [], [])
+            leash = [] if self._leash is None else [self._leash]
+            ready, _, _ = select.select([handle, self._stop_read, *leash], [], [])
         finally:
             os.close(handle)
         if handle not in ready:
@@ -280,8 +283,8 @@ def _tell(notify: int, facts: dict[str, Any]) -> None:
 
 def main(argv: list[str]) -> None:
     """The process's entry."""
-    folder, agent, monitor, notify = argv
-    supervisor = Supervisor(GuestDir(Path(folder)))
+    folder, agent, monitor, notify, *leash = argv
+    supervisor = Supervisor(GuestDir(Path(folder)), int(leash[0]) if leash else None)
     supervisor.run(
         socket.socket(fileno=int(agent)), socket.socket(fileno=int(monitor)), int(notify)
     )

@@ -164,3 +164,38 @@ def test_a_controller_killed_while_booting_leaves_a_pool_that_can_be_taken_down(
     pool.down()
     assert not (places.runtime / "pools" / name).exists()
     assert not any(isinstance(qemu, ProcessId) and qemu.alive() for qemu in known)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_run_that_is_killed_takes_its_guest_along(
+    armv5l_image: Image, own_places: Places, number: signal.Signals
+) -> None:
+    env = {
+        **os.environ,
+        "XDG_RUNTIME_DIR": str(own_places.runtime),
+        "XDG_CACHE_HOME": str(own_places.cache.parent / "caches"),
+    }
+    (own_places.cache.parent / "caches").mkdir()
+    (own_places.cache.parent / "caches" / "guestctl").symlink_to(own_places.cache)
+    argv = [sys.executable, "-m", "guestctl", "run", "--arch", "armv5l", "--", "sleep", "1000"]
+    process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pools = own_places.runtime / "guestctl" / "pools"
+    deadline = time.monotonic() + 30
+    while not (found := list(pools.glob("*/g0/lease"))) or not found[0].read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)
+    qemu = (
+        Pool.attach(
+            found[0].parent.parent.name,
+            places=Places(own_places.cache, pools.parent, own_places.config),
+        )
+        ._dir.guests()[0]
+        .qemu()
+    )
+    assert qemu is not None
+    process.send_signal(number)
+    assert process.wait(20) == {2: 130, 15: 143, 1: 129, 9: -9}[number]
+    assert qemu.wait(LIMIT)
+    if number != signal.SIGKILL:
+        assert list(pools.iterdir()) == []
