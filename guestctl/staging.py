@@ -86,7 +86,7 @@ def stage(
 
     `source` is the path of an archive (tar, cpio, deb; any compression) or of a folder of host
     files, which become root's, or an open binary file. Entries that exist are replaced. The model
-    is that of the tree, and mapped-file for a new one. `follow_dirs` lets entries go through links
+    is that of the tree or of the share, and mapped-file for a new folder. `follow_dirs` lets entries go through links
     to directories inside the tree. `link` is for trees that a guest gets read-only;
     for now it copies, and says so.
 
@@ -105,7 +105,7 @@ def stage(
         open_tree(where) as root,
         hold_tree(root, exclusive=True),
     ):
-        model = _model_for(root, where, security_model)
+        model = _model_for(root, where, security_model or getattr(tree, "security_model", None))
         before = read_state(root)
         mark = _mark(root, before, base, name)
         _write_mark(root, model, mark, where)
