@@ -86,7 +86,8 @@ def stage(
 
     `source` is the path of an archive (tar, cpio, deb; any compression) or of a folder of host
     files, which become root's, or an open binary file. Entries that exist are replaced. The model
-    is that of the tree or of the share, and mapped-file for a new folder. `follow_dirs` lets entries go through links
+    is that of the tree or of the share, and mapped-file for a new folder. `follow_dirs` lets
+    entries go through links
     to directories inside the tree. `link` is for trees that a guest gets read-only;
     for now it copies, and says so.
 
