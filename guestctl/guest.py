@@ -18,6 +18,7 @@ from guestctl.process import Process, Sink
 from guestctl.rundir import GuestDir, connected_socket, write_json
 from guestctl.share import Share
 from guestctl.spec import Command, Result
+from guestctl.tree.state import is_partial
 from guestctl.wire import Op, Tag
 
 __all__ = ["MOUNT_OPTIONS", "Guest"]
@@ -155,7 +156,14 @@ class Guest:
 
     @contextmanager
     def mounted(self) -> Iterator[None]:
-        """The share is mounted at /work, and out of the host's reach, for as long as this lasts."""
+        """The share is mounted at /work, and out of the host's reach, for as long as this lasts.
+
+        Raises ShareError for a share that was staged in part only.
+        """
+        if is_partial(self.work.path):
+            raise ShareError(
+                f"{self.work.path} was staged in part only", hint="stage the same archive again"
+            )
         self.work.lock()
         write_json(self._folder.mounts, {"targets": [WORK]})
         try:

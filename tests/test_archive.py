@@ -17,7 +17,7 @@ import pytest
 
 from guestctl.errors import ArchiveError, GuestctlError
 from guestctl.translate import Limits, collect, list_tree, stage
-from guestctl.tree import is_partial
+from guestctl.tree.state import is_partial
 from tests.corpus import Member, directory, every_type, hardlink, symlink, tar_bytes
 
 

@@ -11,31 +11,12 @@ PACKAGE = Path(__file__).parent.parent / "guestctl"
 
 # The layers of docs/architecture.md, lowest first.
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(("errors", "spec", "targets", "version", "resources"), 0),
-    **dict.fromkeys(("events", "session", "wire", "vmeta", "recipe", "entry", "acl", "tarfmt"), 1),
-    **dict.fromkeys(
-        (
-            "link",
-            "places",
-            "processes",
-            "qemu",
-            "rundir",
-            "share",
-            "archive",
-            "tree",
-            "packages",
-            "hostdir",
-            "libarc",
-            "pack",
-            "stream",
-            "listing",
-            "treecheck",
-            "treereader",
-            "treewriter",
-        ),
-        2,
-    ),
-    **dict.fromkeys(("agent", "guest", "image", "imaging", "process", "services", "translate"), 3),
+    **dict.fromkeys(("errors", "resources", "spec", "targets", "version"), 0),
+    **dict.fromkeys(("acl", "entry", "events", "recipe", "session", "vmeta", "wire"), 1),
+    **dict.fromkeys(("archive", "packages", "pump", "tree"), 2),
+    **dict.fromkeys(("link", "places", "processes", "qemu", "rundir", "share"), 2),
+    **dict.fromkeys(("agent", "guest", "process", "services"), 3),
+    **dict.fromkeys(("image", "imaging", "translate"), 3),
     **dict.fromkeys(("examine", "launch", "plan", "pool", "supervisor"), 4),
     **dict.fromkeys(("__init__", "__main__", "cli"), 5),
 }

@@ -13,7 +13,7 @@ import pytest
 
 from guestctl.errors import TreeError
 from guestctl.translate import collect
-from guestctl.tree import hold_tree
+from guestctl.tree.state import hold_tree
 from tests.corpus import Handmade
 
 

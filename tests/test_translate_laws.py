@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from guestctl.errors import GuestctlError, TreeError
 from guestctl.translate import check, collect, stage
-from guestctl.tree import is_partial
+from guestctl.tree.state import is_partial
 from tests.corpus import Member, directory, members, tar_bytes
 
 ids = st.one_of(st.integers(0, 70000), st.sampled_from([0, 2097152, 4294967294, 3000000000]))

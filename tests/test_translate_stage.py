@@ -12,7 +12,7 @@ import pytest
 
 from guestctl.errors import ArchiveError, GuestctlError, TreeError
 from guestctl.translate import check, collect, list_tree, repair, stage
-from guestctl.tree import hold_tree, is_partial
+from guestctl.tree.state import hold_tree, is_partial
 from tests.corpus import (
     Handmade,
     Member,

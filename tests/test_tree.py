@@ -10,7 +10,7 @@ import pytest
 
 from guestctl.errors import TreeError
 from guestctl.translate import check, collect, stage, tree_state
-from guestctl.tree import (
+from guestctl.tree.state import (
     State,
     clear_state,
     detect_model,

@@ -13,7 +13,7 @@ import click
 from guestctl.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
-    from guestctl.treecheck import Problem
+    from guestctl.tree.check import Problem
 
 __all__ = ["group"]
 
@@ -200,7 +200,7 @@ def list_(tree: str, path: str | None, security_model: str | None, as_json: bool
       guestctl virtfs list tree --path etc
     """
     from guestctl import translate
-    from guestctl.listing import facts, line
+    from guestctl.tree.listing import facts, line
 
     entries = translate.list_tree(tree, path=path, security_model=security_model)
     if as_json:

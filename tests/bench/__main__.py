@@ -13,6 +13,8 @@ def main() -> None:
     )
     for name in names:
         print(f"== {name}", flush=True)
+        # Some take options of their own, which are given by running their module.
+        sys.argv = [name]
         importlib.import_module(f"tests.bench.bench_{name}").main()
 
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from guestctl.archive import Reader, open_archive
+from guestctl.archive.hostdir import HostDir
+from guestctl.archive.reader import Reader, open_archive
 from guestctl.entry import Entry, Limits
 from guestctl.errors import ArchiveError, TreeError
-from guestctl.hostdir import HostDir
-from guestctl.report import Path, Progress, Warnings, clean_subdir
-from guestctl.tree import (
+from guestctl.translate.report import Path, Progress, Warnings, clean_subdir
+from guestctl.tree.state import (
     State,
     check_model,
     clear_state,
@@ -25,7 +25,7 @@ from guestctl.tree import (
     remove_contents,
     write_state,
 )
-from guestctl.treewriter import TreeWriter
+from guestctl.tree.writer import TreeWriter
 from guestctl.vmeta import MAPPED_FILE, META_DIR, ROOT_FILE
 
 __all__ = ["StageReport", "stage"]

@@ -8,10 +8,10 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from guestctl.archive.sparse import HOLE, data_regions
 from guestctl.entry import TARGET_MAX, Entry, type_name
 from guestctl.errors import TreeError
-from guestctl.sparse import HOLE, data_regions
-from guestctl.tree import OPEN_DIR, OPEN_FILE, open_dir, read_small, restore_access
+from guestctl.tree.state import OPEN_DIR, OPEN_FILE, open_dir, read_small, restore_access
 from guestctl.vmeta import (
     ACL_PREFIX,
     ASIDE_PREFIX,

@@ -232,7 +232,7 @@ def _expand(read: Read, name: str, make: Callable[[], Any], what: str) -> Iterat
 
 
 def _libarchive(read: Read, name: str) -> Iterator[bytes]:
-    from guestctl import libarc
+    from guestctl.archive import libarc
 
     return libarc.filtered(read, name)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from guestctl.archive.stream import Stream
 from guestctl.errors import ArchiveError
-from guestctl.stream import Stream
 
 __all__ = ["AR_MAGIC", "deb_data"]
 

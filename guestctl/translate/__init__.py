@@ -6,14 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from guestctl.collecting import CollectReport, collect
 from guestctl.entry import Entry, Limits
 from guestctl.errors import TreeError
-from guestctl.report import Path, clean_subdir
-from guestctl.staging import StageReport, stage
-from guestctl.tree import detect_model, hold_tree, is_partial, open_tree, read_state, tree_state
-from guestctl.treecheck import Problem, examine
-from guestctl.treereader import TreeReader
+from guestctl.translate.collecting import CollectReport, collect
+from guestctl.translate.report import Path, clean_subdir
+from guestctl.translate.staging import StageReport, stage
+from guestctl.tree.check import Problem, examine
+from guestctl.tree.reader import TreeReader
+from guestctl.tree.state import (
+    detect_model,
+    hold_tree,
+    is_partial,
+    open_tree,
+    read_state,
+    tree_state,
+)
 from guestctl.vmeta import MAPPED_FILE
 
 __all__ = [

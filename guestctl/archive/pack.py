@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO, Protocol
 
+from guestctl.archive.stream import CHUNK, copy_range, write_all
 from guestctl.errors import TreeError, UsageError
 from guestctl.pump import Pump
-from guestctl.stream import CHUNK, copy_range, write_all
 
 __all__ = ["Sink", "open_sink"]
 
@@ -153,7 +153,7 @@ def _filter(name: str, raw: Callable[[bytes], None], threads: int) -> _Filter | 
         return _Gzip(raw, threads)
     for endings, kind in (((".tar.xz", ".txz"), "xz"), ((".tar.zst", ".tzst"), "zstd")):
         if name.endswith(endings):
-            from guestctl import libarc
+            from guestctl.archive import libarc
 
             return libarc.Compressor(raw, kind, threads)
     if not name.endswith(".tar"):

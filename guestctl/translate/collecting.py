@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from guestctl import acl
+from guestctl.archive.pack import Sink, open_sink
+from guestctl.archive.tarfmt import END, encode_entry, pad, sparse_map_text
 from guestctl.entry import Entry
 from guestctl.errors import TreeError
-from guestctl.pack import Sink, open_sink
-from guestctl.report import Path, Progress, Warnings, clean_subdir
-from guestctl.tarfmt import END, encode_entry, pad, sparse_map_text
-from guestctl.tree import check_model, detect_model, hold_tree, open_tree, read_state
-from guestctl.treereader import TreeReader
+from guestctl.translate.report import Path, Progress, Warnings, clean_subdir
+from guestctl.tree.reader import TreeReader
+from guestctl.tree.state import check_model, detect_model, hold_tree, open_tree, read_state
 from guestctl.vmeta import MAPPED_FILE
 
 __all__ = ["CollectReport", "collect"]

@@ -14,11 +14,9 @@ from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
 from guestctl import acl
-from guestctl.deb import AR_MAGIC, deb_data
-from guestctl.entry import Entry, clean_path
-from guestctl.errors import ArchiveError
-from guestctl.stream import Stream, decompressed
-from guestctl.tarfmt import (
+from guestctl.archive.deb import AR_MAGIC, deb_data
+from guestctl.archive.stream import Stream, decompressed
+from guestctl.archive.tarfmt import (
     BLOCK,
     Header,
     is_header,
@@ -28,6 +26,8 @@ from guestctl.tarfmt import (
     parse_pax,
     parse_time,
 )
+from guestctl.entry import Entry, clean_path
+from guestctl.errors import ArchiveError
 
 __all__ = ["Reader", "TarReader", "open_archive"]
 
@@ -301,7 +301,7 @@ class _CpioArchive:
     late_content = True
 
     def __init__(self, stream: Stream) -> None:
-        from guestctl import libarc
+        from guestctl.archive import libarc
 
         self.name = stream.name
         self.warnings: list[str] = []

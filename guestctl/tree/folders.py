@@ -13,7 +13,7 @@ import stat
 
 from guestctl.entry import TARGET_MAX, Entry, type_name
 from guestctl.errors import ArchiveError, TreeError
-from guestctl.tree import NEW_FILE, open_dir, read_small
+from guestctl.tree.state import NEW_FILE, open_dir, read_small
 from guestctl.vmeta import (
     MAPPED_FILE,
     META_DIR,

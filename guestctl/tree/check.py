@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 
 from guestctl.entry import TARGET_MAX, type_name
-from guestctl.tree import NEW_FILE, OPEN_DIR, OPEN_FILE, open_dir, read_small, read_state
+from guestctl.tree.state import NEW_FILE, OPEN_DIR, OPEN_FILE, open_dir, read_small, read_state
 from guestctl.vmeta import (
     MAPPED_FILE,
     META_DIR,

@@ -6,11 +6,11 @@ import os
 import stat
 from collections.abc import Iterator
 
+from guestctl.archive.sparse import HOLE, data_regions
+from guestctl.archive.stream import Stream
 from guestctl.entry import Entry
 from guestctl.errors import ArchiveError
-from guestctl.sparse import HOLE, data_regions
-from guestctl.stream import Stream
-from guestctl.tree import OPEN_DIR, OPEN_FILE
+from guestctl.tree.state import OPEN_DIR, OPEN_FILE
 from guestctl.vmeta import META_DIR, RESERVED
 
 __all__ = ["HostDir"]

@@ -1,0 +1,1 @@
+"""Virtfs trees on disk: written, read, listed, checked and repaired."""
