@@ -7,13 +7,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import QMPClient, QMPError
+from qemu.qmp import ConnectError, QMPClient, QMPError
 
 from guestctl.errors import GuestctlError
 from guestctl.rundir import connected_socket
 
 __all__ = ["MonitorError", "execute"]
 
+_SETTLE = 0.1
 # The library logs what we turn into errors of our own.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
@@ -28,11 +29,20 @@ def execute(path: Path, *commands: str, timeout: float = 5.0) -> list[Any]:
     `quit` answers None. Raises MonitorError, after `timeout` seconds at the latest.
     """
     try:
-        return asyncio.run(asyncio.wait_for(_execute(path, commands), timeout))
+        return asyncio.run(asyncio.wait_for(_greeted(path, commands), timeout))
     except TimeoutError:
         raise MonitorError(f"the monitor did not answer within {timeout:g} s") from None
     except (QMPError, OSError) as error:
         raise MonitorError(f"the monitor failed: {error}") from None
+
+
+async def _greeted(path: Path, commands: tuple[str, ...]) -> list[Any]:
+    """Tries again where the end of the session before ours reached QEMU after our beginning."""
+    try:
+        return await _execute(path, commands)
+    except ConnectError:
+        await asyncio.sleep(_SETTLE)
+        return await _execute(path, commands)
 
 
 async def _execute(path: Path, commands: tuple[str, ...]) -> list[Any]:

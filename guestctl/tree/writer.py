@@ -12,8 +12,8 @@ from typing import TypeVar
 from guestctl.archive.stream import Stream, copy_range, write_all
 from guestctl.entry import TARGET_MAX, Entry, type_name
 from guestctl.errors import ArchiveError, TreeError
-from guestctl.tree.folders import Folder, Folders
 from guestctl.pump import Pump
+from guestctl.tree.folders import Folder, Folders
 from guestctl.tree.state import NEW_FILE, open_dir, read_small
 from guestctl.vmeta import (
     ACL_PREFIX,
