@@ -25,6 +25,9 @@ __all__ = [
     "parse_recipe",
 ]
 
+# libyaml's where it is there: every start of a guest reads a recipe.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -106,7 +109,7 @@ class Locked:
 def parse_recipe(text: str, file: str) -> Recipe:
     """Reads a recipe; raises ImageError that names file, line and key."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1

@@ -212,3 +212,9 @@ def test_the_clock_is_the_hosts(guest: Guest) -> None:
 
 def test_ping(guest: Guest) -> None:
     assert guest.ping() < 5
+
+
+def test_there_is_swap(guest: Guest) -> None:
+    deadline = time.monotonic() + 10
+    while "/scratch/swap" not in text(guest, "cat", "/proc/swaps"):
+        assert time.monotonic() < deadline
