@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 GUESTCTL := $(BIN)/guestctl
 
-.PHONY: help setup demo test test-here lint check bench proof clean
+.PHONY: help setup demo test test-here lint bench clean
 
 help:
 	@echo "make demo    builds four packages in four ARMv5 guests"

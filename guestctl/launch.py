@@ -16,10 +16,10 @@ from pathlib import Path
 from guestctl.errors import GuestLost, PoolError
 from guestctl.places import private_directory
 from guestctl.processes import ProcessId
-from guestctl.rundir import GuestDir, bound_socket, flocked
+from guestctl.rundir import GuestDir, bound_socket, flocked, remove_lock
 from guestctl.spec import GuestSpec
 
-__all__ = ["any_alive", "await_ready", "end_guests", "start_guest"]
+__all__ = ["any_alive", "await_ready", "end_guests", "forget_share", "start_guest"]
 
 _STOP_TIMEOUT = 12.0
 
@@ -58,17 +58,30 @@ def start_guest(
     return {report: folder}
 
 
+def _share_lock(share: Path, runtime: Path) -> Path:
+    """The lock of a folder, whatever its name: one guest at a time has it as a share."""
+    facts = share.stat()
+    return private_directory(runtime / "locks") / f"{facts.st_dev}-{facts.st_ino}"
+
+
 def _lock_share(share: Path, runtime: Path) -> int:
     """A lock that lives as long as the supervisor that inherits it."""
-    locks = private_directory(runtime / "locks")
-    facts = share.stat()
-    handle = flocked(locks / f"{facts.st_dev}-{facts.st_ino}")
+    handle = flocked(_share_lock(share, runtime))
     if handle is None:
         raise PoolError(
             f"the share {share} is in use by another guest",
             hint="guestctl pool list shows the pools; a share belongs to one guest at a time",
         )
     return handle
+
+
+def forget_share(share: Path, runtime: Path) -> None:
+    """Removes what is left of a share's lock, after its guest has ended."""
+    try:
+        remove_lock(_share_lock(share, runtime))
+    except FileNotFoundError:
+        # The folder itself is gone, and nobody can lock it again.
+        return
 
 
 def await_ready(

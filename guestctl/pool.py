@@ -17,7 +17,7 @@ from typing import Any
 
 from guestctl.errors import PoolError
 from guestctl.guest import Guest
-from guestctl.launch import any_alive, await_ready, end_guests, start_guest
+from guestctl.launch import any_alive, await_ready, end_guests, forget_share, start_guest
 from guestctl.places import Places, private_directory
 from guestctl.plan import PoolOptions, own_shares, plan_pool
 from guestctl.processes import ProcessId
@@ -222,7 +222,10 @@ class Pool:
 
     def down(self) -> None:
         """Ends all guests and removes every file of the pool; a second time does nothing."""
-        end_guests(self._dir.guests())
+        folders = self._dir.guests()
+        end_guests(folders)
+        for folder in folders:
+            forget_share(Path(folder.spec().get("work", "/nonexistent")), self._places.runtime)
         self._dir.remove()
         for handle in self._leash or ():
             os.close(handle)

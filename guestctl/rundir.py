@@ -37,6 +37,7 @@ __all__ = [
     "flocked",
     "pool_names",
     "read_json",
+    "remove_lock",
     "write_json",
 ]
 
@@ -67,16 +68,33 @@ def write_json(path: Path, facts: dict[str, Any]) -> None:
 
 def flocked(path: Path, *, create: bool = True) -> int | None:
     """A descriptor that holds the exclusive lock of `path`, or None where another holds it."""
-    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it before may have removed the file: then the lock is of no file at all.
+            if path.stat().st_ino == os.fstat(handle).st_ino:
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def remove_lock(path: Path) -> None:
+    """Removes a lock's file, unless somebody holds it."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        handle = flocked(path, create=False)
+    except FileNotFoundError:
+        return
+    if handle is not None:
+        path.unlink()
         os.close(handle)
-        return None
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle
 
 
 @contextmanager

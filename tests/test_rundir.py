@@ -16,6 +16,7 @@ from guestctl.rundir import (
     flocked,
     pool_names,
     read_json,
+    remove_lock,
     write_json,
 )
 
@@ -42,6 +43,18 @@ def test_a_lock_is_one_holders(tmp_path: Path) -> None:
     second = flocked(tmp_path / "lease")
     assert second is not None
     os.close(second)
+
+
+def test_a_lock_that_is_held_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    remove_lock(path)
+    handle = flocked(path)
+    assert handle is not None
+    remove_lock(path)
+    assert path.exists()
+    os.close(handle)
+    remove_lock(path)
+    assert not path.exists()
 
 
 def test_lease_tells_its_holder(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_two_pools_side_by_side_leave_nothing(armv5l_image: Image, own_places: P
                 one.lease(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert list((own_places.runtime / "pools").iterdir()) == []
+    assert list((own_places.runtime / "locks").iterdir()) == []
     assert list((own_places.cache / "shares").iterdir()) == []
     # One blank disk for all guests; theirs have no names.
     assert len(list((own_places.cache / "scratch").iterdir())) == 1

@@ -76,13 +76,15 @@ def test_what_is_staged_is_what_a_guest_sees(shared_guest: Guest, tmp_path: Path
         # QEMU's defects are not triggered by what we have written.
         script = "mv d/setuid d/moved && ln d/tty d/tty2 && rm -rf d && ls -A"
         left = shared_guest.run(["sh", "-c", script], timeout=60).check().stdout
+    # QEMU counts its own metadata folder among a directory's.
+    links = 3 if shared_guest.work.security_model == "mapped-file" else 2
     assert seen == [
         "d/setuid regular file 4711 0:50 2 0:0 1000000000",
         "d/link symbolic link 777 0:0 1 0:0 1000000000",
         "d/hard regular file 4711 0:50 2 0:0 1000000000",
         "d/tty character special file 620 0:5 1 5:11170 1000000000",
         "d/pipe fifo 600 0:0 1 0:0 1000000000",
-        "d directory 2750 7:8 3 0:0 1000000000",
+        f"d directory 2750 7:8 {links} 0:0 1000000000",
     ]
     assert read == b"content"
     assert left == b""
