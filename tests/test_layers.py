@@ -16,7 +16,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("archive", "packages", "pump", "tree"), 2),
     **dict.fromkeys(("link", "places", "processes", "qemu", "rundir", "share"), 2),
     **dict.fromkeys(("agent", "guest", "process", "services"), 3),
-    **dict.fromkeys(("image", "imaging", "translate"), 3),
+    **dict.fromkeys(("bundle", "image", "imaging", "translate"), 3),
     **dict.fromkeys(("examine", "launch", "plan", "pool", "supervisor"), 4),
     **dict.fromkeys(("__init__", "__main__", "cli"), 5),
 }

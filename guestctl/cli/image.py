@@ -155,6 +155,37 @@ def remove(arch: str, as_json: bool) -> None:
         click.echo(f"removed {made.arch} {made.id}")
 
 
+@group.command()
+@click.argument("arch")
+@click.argument("out", type=click.Path(path_type=Path))
+def export(arch: str, out: Path) -> None:
+    """Write an image and all that it was made from to one file.
+
+    \b
+    Example:
+      guestctl image export armv5l armv5l-image.tar
+    """
+    from guestctl import bundle
+
+    made = bundle.export(arch, out, cache_dir=_cache())
+    click.echo(f"{made.arch} {made.id} {out}")
+
+
+@group.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+def import_(file: Path) -> None:
+    """Take an image and its inputs from a file that `export` wrote.
+
+    \b
+    Example:
+      guestctl image import armv5l-image.tar
+    """
+    from guestctl import bundle
+
+    made = bundle.import_(file, cache_dir=_cache())
+    click.echo(f"{made.arch} {made.id} {made.directory}")
+
+
 def _cache() -> Path:
     import platformdirs
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import IO
 from urllib.parse import unquote
 
 from guestctl.errors import ImageError
@@ -116,6 +117,20 @@ class Archive:
     def have(self, entries: Iterable[Locked]) -> bool:
         """Whether all of them are in the cache."""
         return all(self._stored(entry).exists() for entry in entries)
+
+    def adopt(self, entry: Locked, source: IO[bytes]) -> None:
+        """Keeps a file that comes from elsewhere; raises ImageError when it is not that entry's."""
+        place = self._stored(entry)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draft = place.with_name(f".{place.name}.{os.getpid()}")
+        try:
+            with open(draft, "wb") as file:
+                shutil.copyfileobj(source, file)
+            if sha256_of(draft) != entry.sha256:
+                raise ImageError(f"{entry.name} {entry.version}: its file has another SHA-256")
+            draft.replace(place)
+        finally:
+            draft.unlink(missing_ok=True)
 
     def fetch(
         self, entries: Iterable[Locked], progress: Callable[[float], None] = lambda share: None
