@@ -61,7 +61,7 @@ def program(context: click.Context, debug: bool, verbose: bool) -> None:
       guestctl run -- uname -m
       guestctl pool down
     """
-    context.obj = {"debug": debug}
+    context.obj["debug"] = debug
     if verbose:
         import logging
 
@@ -70,11 +70,11 @@ def program(context: click.Context, debug: bool, verbose: bool) -> None:
 
 def main() -> NoReturn:
     """The console script."""
-    debug = "--debug" in sys.argv[1:]
+    settings = {"debug": False}
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
-        status = program(standalone_mode=False)
+        status = program(standalone_mode=False, obj=settings)
     except click.exceptions.Abort:
         _fail("interrupted", "", 130)
     except click.ClickException as error:
@@ -83,7 +83,7 @@ def main() -> NoReturn:
             hint = f"see {error.ctx.command_path} --help"
         _fail(error.format_message(), hint, error.exit_code)
     except GuestctlError as error:
-        if debug:
+        if settings["debug"]:
             raise
         _show_console(error)
         _fail(str(error), error.hint, error.exit_status)
@@ -92,7 +92,7 @@ def main() -> NoReturn:
         sys.stderr.close()
         sys.exit(141)
     except OSError as error:
-        if debug:
+        if settings["debug"]:
             raise
         name = f"{error.filename!s}: " if error.filename else ""
         _fail(f"{name}{error.strerror or error}", "--debug shows where", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -199,3 +200,44 @@ def test_a_run_that_is_killed_takes_its_guest_along(
     assert qemu.wait(LIMIT)
     if number != signal.SIGKILL:
         assert list(pools.iterdir()) == []
+
+
+def test_qemu_killed_while_it_boots(armv5l_image: Image, places: Places) -> None:
+    name = f"boot-{os.getpid()}"
+    state = places.runtime / "pools" / name / "g0" / "state.json"
+    caught: list[GuestLost] = []
+
+    def up() -> None:
+        try:
+            Pool("armv5l", 1, name=name, places=places)
+        except GuestLost as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=up)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not state.exists() or "qemu_pid" not in state.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(json.loads(state.read_text())["qemu_pid"], signal.SIGKILL)
+    thread.join(LIMIT)
+    assert "signal 9" in str(caught[0])
+    assert not state.parent.parent.exists()
+
+
+def test_a_kernel_that_finds_no_init(
+    armv5l_image: Image, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "initramfs").write_bytes(b"nothing that unpacks")
+    broken = dataclasses.replace(armv5l_image, initramfs=tmp_path / "initramfs")
+    monkeypatch.setattr("guestctl.image.load", lambda arch, cache_dir: broken)
+    with pytest.raises(GuestLost, match="kernel panicked") as caught:
+        Pool("armv5l", 1, places=places)
+    assert "Kernel panic" in caught.value.console
+
+
+def test_a_boot_that_takes_too_long(armv5l_image: Image, places: Places) -> None:
+    begin = time.monotonic()
+    with pytest.raises(GuestLost, match="did not"):
+        Pool("armv5l", 1, places=places, boot_timeout=0.1)
+    assert time.monotonic() - begin < LIMIT
