@@ -53,7 +53,7 @@ class Supervisor:
         self._state: dict[str, Any] = {"name": folder.name, "arch": self._spec.arch}
         self._stop_read, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
-        self._booting = True
+        self._interruptible = False
         self._running: Running | None = None
         self._console: threading.Thread | None = None
 
@@ -67,8 +67,11 @@ class Supervisor:
         self._record("booting")
         try:
             self._spawn(agent, monitor)
+            self._interruptible = True
+            if self._stopping:
+                raise GuestctlError("it was stopped")
             self._boot()
-            self._booting = False
+            self._interruptible = False
         except (GuestctlError, OSError) as error:
             cause = self._end(str(error))
             _tell(notify, {"error": cause, "console": self._folder.console_tail()})
@@ -78,11 +81,13 @@ class Supervisor:
         self._watch()
 
     def _on_term(self, *_: object) -> None:
+        """Only the wait for the guest is broken off; a QEMU half started would be nobody's."""
         os.write(self._stop_write, b"x")
-        if self._booting:
-            self._booting = False
+        if self._interruptible:
+            self._interruptible = False
             self._stopping = True
             raise GuestctlError("it was stopped")
+        self._stopping = True
 
     # --- start ------------------------------------------------------------------------------
 

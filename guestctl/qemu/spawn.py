@@ -156,6 +156,7 @@ def spawn(
     }
     read_info, write_info = os.pipe2(os.O_CLOEXEC)
     argv = command_line(machine, confinement, descriptors, write_info)
+    process = None
     try:
         process = subprocess.Popen(
             argv,
@@ -170,6 +171,9 @@ def spawn(
         pid = _pid_of_confined(read_info) if confinement.namespaces else process.pid
     except BaseException:
         ours.close()
+        if process is not None:
+            process.kill()
+            process.wait()
         raise
     finally:
         theirs.close()
