@@ -71,7 +71,7 @@ def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
     open disk image.
     """
     target, paths = machine.target, machine.paths
-    kernel_line = f"console={target.console} quiet panic=-1"
+    kernel_line = f"console={target.console} quiet panic=-1 {target.kernel_options}".rstrip()
     argv = [target.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-machine", target.board, "-accel", machine.accelerator, "-cpu", machine.cpu]
     argv += ["-m", str(machine.memory)]
