@@ -197,7 +197,9 @@ class Supervisor:
         self._record("stopped" if self._stopping else "lost", cause=cause)
         return cause
 
-    def _exit_cause(self, status: int, cause: str) -> str:
+    def _exit_cause(self, status: int | None, cause: str) -> str:
+        if status is None:
+            return "QEMU was killed and does not end"
         if self._stopping:
             return "it was stopped"
         tail = self._folder.console_tail().encode()
@@ -257,7 +259,7 @@ def _kill(running: Running, qemu: ProcessId | None) -> None:
         qemu.send(signal.SIGKILL)
     if not _reaped(running, _EXIT_TIMEOUT):
         running.process.kill()
-        running.process.wait()
+        _reaped(running, _EXIT_TIMEOUT)
 
 
 def _keep_console(connection: socket.socket, path: Path) -> None:
