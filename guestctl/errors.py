@@ -3,6 +3,7 @@
 GuestctlError
 ├── UsageError        the call makes no sense               exit 2
 ├── HostLacks         the host has not got what is needed   exit 3
+│   └── ViewUnavailable   it cannot confine a tool
 ├── ImageError        an image cannot be built or loaded
 ├── ArchiveError      an archive is broken or hostile
 ├── TreeError         a virtfs tree is broken or hostile
@@ -10,6 +11,7 @@ GuestctlError
 ├── PoolError         a pool cannot be made, found or leased
 ├── ProtocolError     the peer broke the agent protocol
 ├── RequestFailed     the agent refused a request
+├── ViewError         a tool's view could not be made, or was lost
 ├── GuestLost         the guest died or fell silent         exit 125 of run
 └── CommandFailed     a command ended with a status but 0
 """
@@ -29,6 +31,8 @@ __all__ = [
     "ShareError",
     "TreeError",
     "UsageError",
+    "ViewError",
+    "ViewUnavailable",
 ]
 
 
@@ -48,6 +52,10 @@ class UsageError(GuestctlError):
 
 class HostLacks(GuestctlError):
     exit_status = 3
+
+
+class ViewUnavailable(HostLacks):
+    """Tools of the host cannot be confined here: nothing is offloaded."""
 
 
 class ImageError(GuestctlError):
@@ -72,6 +80,10 @@ class PoolError(GuestctlError):
 
 class ProtocolError(GuestctlError):
     pass
+
+
+class ViewError(GuestctlError):
+    """A tool could not be run in a view; whether it ran at all is not known."""
 
 
 class RequestFailed(GuestctlError):
