@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "guestctl"
 LAYERS: dict[str, int] = {
     **dict.fromkeys(("errors", "resources", "spec", "targets", "version"), 0),
     **dict.fromkeys(("acl", "entry", "events", "recipe", "session", "vmeta", "wire"), 1),
-    **dict.fromkeys(("archive", "packages", "pump", "tree"), 2),
+    **dict.fromkeys(("archive", "packages", "pump", "tree", "view"), 2),
     **dict.fromkeys(("link", "places", "processes", "qemu", "rundir", "share", "toolchain"), 2),
     **dict.fromkeys(("agent", "guest", "process", "services"), 3),
     **dict.fromkeys(("bundle", "image", "imaging", "translate"), 3),
