@@ -13,7 +13,7 @@ import click
 from guestctl.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
-    from guestctl.tree.check import Problem
+    from guestctl.tree.problems import Problem
 
 __all__ = ["group"]
 

@@ -11,7 +11,8 @@ from guestctl.errors import TreeError
 from guestctl.translate.collecting import CollectReport, collect
 from guestctl.translate.report import Path, clean_subdir
 from guestctl.translate.staging import StageReport, stage
-from guestctl.tree.check import Problem, examine
+from guestctl.tree.check import examine
+from guestctl.tree.problems import Problem
 from guestctl.tree.reader import TreeReader
 from guestctl.tree.state import (
     detect_model,

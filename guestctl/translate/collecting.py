@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 from guestctl import acl
 from guestctl.archive.pack import Sink, open_sink
-from guestctl.archive.tarfmt import END, encode_entry, pad, sparse_map_text
+from guestctl.archive.paxout import END, encode_entry, sparse_map_text
+from guestctl.archive.tarfmt import pad
 from guestctl.entry import Entry
 from guestctl.errors import TreeError
 from guestctl.translate.report import Path, Progress, Warnings, clean_subdir

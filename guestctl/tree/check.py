@@ -6,10 +6,12 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from guestctl.entry import TARGET_MAX, type_name
-from guestctl.tree.state import NEW_FILE, OPEN_DIR, OPEN_FILE, open_dir, read_small, read_state
+from guestctl.tree.mending import convert, empty, grant, remove, rewrite, share
+from guestctl.tree.problems import Problem
+from guestctl.tree.state import OPEN_DIR, OPEN_FILE, open_dir, read_small, read_state
 from guestctl.vmeta import (
     MAPPED_FILE,
     META_DIR,
@@ -21,53 +23,12 @@ from guestctl.vmeta import (
     Meta,
     decode_text,
     decode_xattrs,
-    encode_rdev,
     encode_text,
     encode_xattrs,
     has_rdev,
 )
 
-__all__ = ["KINDS", "Problem", "examine"]
-
-# What each kind of problem does to a guest or a build.
-KINDS = {
-    "partial-stage": "a stage into it did not end: entries are missing or cut short",
-    "mixed": "it holds metadata of both security models: a guest believes only one",
-    "missing": "the guest sees the host's owner and mode; rename and link from here can fail, "
-    "or destroy what they would replace",
-    "partial": "the guest sees the host's values where the metadata has none",
-    "malformed": "it is not what QEMU writes: the guest may see other values than were meant",
-    "no-type": "stat fails in the guest with EINVAL",
-    "wrong-type": "the guest believes the metadata: what it does with the entry fails or destroys",
-    "orphan": "the guest can never remove the directory",
-    "empty-metadata": "the guest cannot rename another directory over this empty one",
-    "unsafe-metadata": "the metadata is no small regular file: QEMU takes it as missing, or hangs",
-    "unshared-links": "the names of one file differ in owner and mode, or will after a chmod",
-    "host-symlink": "the guest sees a link that it cannot read (ELOOP)",
-    "host-special": "the guest cannot open it",
-    "host-mode": "the guest's root is refused what root may do",
-    "bad-target": "the guest sees a link with an empty or impossible target",
-    "content": "a device, fifo or socket with content, which the guest cannot see",
-    "stray": "a reserved name where it has no meaning: the guest can never remove the directory",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    path: bytes
-    kind: str
-    detail: str = ""
-    mended: bool = False
-
-    @property
-    def consequence(self) -> str:
-        return KINDS[self.kind]
-
-    @property
-    def line(self) -> str:
-        detail = f" ({self.detail})" if self.detail else ""
-        done = "; mended" if self.mended else ""
-        return f"{os.fsdecode(self.path) or '.'}: {self.kind}{detail}: {self.consequence}{done}"
+__all__ = ["examine"]
 
 
 def examine(root: int, model: str, *, mend: bool = False) -> Iterator[Problem]:
@@ -138,7 +99,7 @@ class _Examiner:
         elif META_DIR in names:
             yield Problem(path, "mixed", META_DIR.decode())
         if ROOT_FILE in names and (path or not self._file_model):
-            yield self._report(path, "stray", ROOT_FILE.decode(), lambda: _remove(ROOT_FILE, fd))
+            yield self._report(path, "stray", ROOT_FILE.decode(), lambda: remove(ROOT_FILE, fd))
         try:
             if meta >= 0:
                 yield from self._orphans(path, fd, meta, present)
@@ -158,7 +119,7 @@ class _Examiner:
             if name in present or (name == STATE_NAME and not path):
                 continue
             at = path + b"/" + name if path else name
-            yield self._report(at, "orphan", "", lambda name=name: _remove(name, meta))  # type: ignore[misc]
+            yield self._report(at, "orphan", "", lambda name=name: remove(name, meta))  # type: ignore[misc]
         if path and not present:
             yield self._report(path, "empty-metadata", "", lambda: os.rmdir(META_DIR, dir_fd=fd))
 
@@ -169,13 +130,13 @@ class _Examiner:
         form = stat.S_IFMT(info.st_mode)
         if form not in (stat.S_IFREG, stat.S_IFDIR):
             kind = "host-symlink" if form == stat.S_IFLNK else "host-special"
-            act = lambda: self._convert(name, fd, info)  # noqa: E731
+            act = lambda: convert(name, fd, info, file_model=self._file_model)  # noqa: E731
             yield self._report(at, kind, type_name(form), act)
             return
         want = 0o700 if form == stat.S_IFDIR else 0o600
         if info.st_mode & want != want:
             yield self._report(
-                at, "host-mode", f"{stat.S_IMODE(info.st_mode):04o}", lambda: _chmod(name, fd, want)
+                at, "host-mode", f"{stat.S_IMODE(info.st_mode):04o}", lambda: grant(name, fd, want)
             )
         if form == stat.S_IFDIR:
             folders.append(at)
@@ -208,7 +169,7 @@ class _Examiner:
         try:
             text = read_small(name, where, META_MAX) if where >= 0 else None
         except ValueError as error:
-            yield self._report(at, "unsafe-metadata", str(error), lambda: _remove(name, where))
+            yield self._report(at, "unsafe-metadata", str(error), lambda: remove(name, where))
             if not self._mend:
                 return
         except OSError as error:
@@ -224,7 +185,7 @@ class _Examiner:
             kind = "malformed"
         if kind:
             yield self._report(
-                at, kind, detail, lambda: self._write(fd, name, _text(right), is_root)
+                at, kind, detail, lambda: rewrite(fd, name, _text(right), is_root=is_root)
             )
         yield from self._payload(at, fd, name, info, right)
 
@@ -255,7 +216,7 @@ class _Examiner:
             if not data or b"\0" in data:
                 yield Problem(at, "bad-target", f"{info.st_size} bytes")
         elif form not in (stat.S_IFREG, stat.S_IFDIR) and info.st_size:
-            yield self._report(at, "content", f"{info.st_size} bytes", lambda: _cut(fd, name))
+            yield self._report(at, "content", f"{info.st_size} bytes", lambda: empty(fd, name))
 
     def _shared(
         self,
@@ -285,68 +246,13 @@ class _Examiner:
             parent, _, old = first.rpartition(b"/")
             there = self._open(parent)
             try:
-                source = open_dir(META_DIR, there)
-                try:
-                    if meta >= 0:
-                        _remove(name, meta)
-                    target = _meta_dir(fd)
-                    try:
-                        os.link(
-                            old,
-                            name,
-                            src_dir_fd=source,
-                            dst_dir_fd=target,
-                            follow_symlinks=False,
-                        )
-                    finally:
-                        os.close(target)
-                finally:
-                    os.close(source)
+                share(there, old, fd, name, meta)
             finally:
                 os.close(there)
 
         detail = f"a hard link to {os.fsdecode(first)}"
         yield self._report(at, "unshared-links", detail, act)
         return True
-
-    # Mending
-
-    def _write(self, fd: int, name: bytes, text: bytes, is_root: bool) -> None:
-        """Rewrites metadata in place, since names of one file share it; creates it if missing."""
-        meta = os.dup(fd) if is_root else _meta_dir(fd)
-        try:
-            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            try:
-                new = os.open(name, flags | os.O_TRUNC, dir_fd=meta)
-            except FileNotFoundError:
-                new = os.open(name, NEW_FILE, 0o600, dir_fd=meta)
-            try:
-                os.fchmod(new, 0o600)
-                os.write(new, text)
-            finally:
-                os.close(new)
-        finally:
-            os.close(meta)
-
-    def _convert(self, name: bytes, fd: int, info: os.stat_result) -> None:
-        """Puts QEMU's form in the place of a link or special file of the host."""
-        target = os.readlink(name, dir_fd=fd) if stat.S_ISLNK(info.st_mode) else b""
-        mode, rdev = info.st_mode, None
-        if has_rdev(mode):
-            rdev = encode_rdev(os.major(info.st_rdev), os.minor(info.st_rdev))
-        os.unlink(name, dir_fd=fd)
-        new = os.open(name, NEW_FILE, 0o600, dir_fd=fd)
-        try:
-            os.fchmod(new, 0o600)
-            os.write(new, target)
-            if not self._file_model:
-                for key, value in encode_xattrs(0, 0, mode, rdev):
-                    os.setxattr(new, key, value)
-            os.utime(new, ns=(info.st_mtime_ns, info.st_mtime_ns))
-        finally:
-            os.close(new)
-        if self._file_model:
-            self._write(fd, name, encode_text(0, 0, mode, rdev), False)
 
 
 def _judge(known: Meta, host: int, present: bool) -> tuple[str, str, Meta]:
@@ -383,34 +289,3 @@ def _fields(meta: Meta) -> tuple[int, int, int, int | None]:
 def _text(meta: Meta) -> bytes:
     uid, gid, mode, rdev = _fields(meta)
     return encode_text(uid, gid, mode, None if rdev == 0xFFFFFFFF else rdev)
-
-
-def _meta_dir(fd: int) -> int:
-    try:
-        os.mkdir(META_DIR, 0o700, dir_fd=fd)
-    except FileExistsError:
-        pass
-    return open_dir(META_DIR, fd)
-
-
-def _remove(name: bytes, dir_fd: int) -> None:
-    try:
-        os.unlink(name, dir_fd=dir_fd)
-    except IsADirectoryError:
-        os.rmdir(name, dir_fd=dir_fd)
-
-
-def _chmod(name: bytes, dir_fd: int, mode: int) -> None:
-    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        os.chmod(f"/proc/self/fd/{fd}", mode)
-    finally:
-        os.close(fd)
-
-
-def _cut(fd: int, name: bytes) -> None:
-    if not name:
-        os.truncate(f"/proc/self/fd/{fd}", 0)
-        return
-    child = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_TRUNC | os.O_CLOEXEC, dir_fd=fd)
-    os.close(child)

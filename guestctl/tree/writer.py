@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import TypeVar
 
 from guestctl.archive.stream import Stream, copy_range, write_all
 from guestctl.entry import TARGET_MAX, Entry, type_name
 from guestctl.errors import ArchiveError, TreeError
 from guestctl.pump import Pump
 from guestctl.tree.folders import Folder, Folders
+from guestctl.tree.metadata import Pairs, encoded, set_xattrs, split_xattrs, write_text
 from guestctl.tree.state import NEW_FILE, open_dir, read_small
 from guestctl.vmeta import (
     ACL_PREFIX,
@@ -21,20 +20,13 @@ from guestctl.vmeta import (
     META_DIR,
     META_MAX,
     ROOT_FILE,
-    SEAL,
-    VIRTFS_PREFIX,
-    encode_rdev,
     encode_text,
     encode_xattrs,
-    has_rdev,
 )
 
 __all__ = ["TreeWriter"]
 
 _IMPLICIT = stat.S_IFDIR | 0o755
-_LOST = (errno.ENOTSUP, errno.ENOSPC, errno.E2BIG, errno.EPERM, errno.ERANGE, errno.EDQUOT)
-Pairs = list[tuple[bytes, bytes]]
-_Form = TypeVar("_Form", bytes, tuple[tuple[bytes, bytes], ...])
 
 
 class TreeWriter(Folders):
@@ -125,10 +117,10 @@ class TreeWriter(Folders):
             for name in have:
                 if name.startswith((ASIDE_PREFIX, ACL_PREFIX)):
                     os.removexattr(child.fd, name)
-            pairs = self._encoded(encode_xattrs, entry)
+            pairs = encoded(encode_xattrs, entry, self._label)
             self._set(child.fd, [*pairs, *direct, *aside], entry)
             return
-        text = self._encoded(encode_text, entry)
+        text = encoded(encode_text, entry, self._label)
         if parent is None:
             self._text(self._root.fd, ROOT_FILE, text, aside, entry)
         else:
@@ -137,65 +129,15 @@ class TreeWriter(Folders):
         if direct:
             self._set(child.fd, direct, entry)
 
-    def _encoded(self, encode: Callable[[int, int, int, int | None], _Form], entry: Entry) -> _Form:
-        try:
-            rdev = encode_rdev(*entry.rdev) if has_rdev(entry.mode) else None
-            return encode(entry.uid, entry.gid, entry.mode, rdev)
-        except ValueError as error:
-            raise self._fail(entry, str(error)) from None
-
     def _text(self, meta: int, name: bytes, text: bytes, aside: Pairs, entry: Entry) -> None:
-        try:
-            fd = os.open(name, NEW_FILE, 0o600, dir_fd=meta)
-        except FileExistsError:
-            try:
-                os.unlink(name, dir_fd=meta)
-            except IsADirectoryError:
-                raise TreeError(f"{entry.shown}: its metadata is a directory") from None
-            fd = os.open(name, NEW_FILE, 0o600, dir_fd=meta)
-        try:
-            if not self._exact:
-                os.fchmod(fd, 0o600)
-            os.write(fd, text)
-            if aside:
-                self._set(fd, aside, entry)
-        finally:
-            os.close(fd)
+        write_text(meta, name, text, aside, entry, self._warn, exact=self._exact)
 
     def _set(self, fd: int, pairs: Pairs, entry: Entry) -> None:
-        for name, value in pairs:
-            try:
-                os.setxattr(fd, name, value)
-            except OSError as error:
-                if name.startswith(VIRTFS_PREFIX) and not name.startswith(ASIDE_PREFIX):
-                    raise
-                if error.errno not in _LOST:
-                    raise
-                shown = os.fsdecode(name.removeprefix(ASIDE_PREFIX))
-                self._warn(f"{entry.shown}: {shown} is lost: {error.strerror}")
+        set_xattrs(fd, pairs, entry, self._warn)
 
     def _split(self, entry: Entry) -> tuple[Pairs, Pairs]:
-        """Sorts extended attributes into those that the guest sees and those kept aside."""
-        direct: Pairs = []
-        aside: Pairs = []
-        if not entry.xattrs:
-            return direct, aside
-        holds = stat.S_IFMT(entry.mode) in (stat.S_IFREG, stat.S_IFDIR)
-        for name, value in sorted(entry.xattrs.items()):
-            if name.startswith(VIRTFS_PREFIX):
-                self._warn(f"{entry.shown}: {os.fsdecode(name)} is reserved, and left out")
-            elif name.startswith(b"user.") and holds:
-                direct.append((name, value))
-            elif name.startswith(b"system.posix_acl_") and not self._file_model:
-                direct.append((VIRTFS_PREFIX + name, value))
-            elif not name or b"\0" in name or len(name) + len(ASIDE_PREFIX) > 255:
-                self._warn(f"{entry.shown}: an attribute of an impossible name is left out")
-            else:
-                aside.append((ASIDE_PREFIX + name, value))
-        if aside:
-            self.aside = True
-            if b"security.capability" in entry.xattrs:
-                aside.append((SEAL, b"%d %d" % (entry.mtime, entry.size)))
+        direct, aside = split_xattrs(entry, self._warn, file_model=self._file_model)
+        self.aside = self.aside or bool(aside)
         return direct, aside
 
     # Entries
@@ -258,9 +200,9 @@ class TreeWriter(Folders):
         if not name:
             raise self._fail(entry, f"a {type_name(entry.mode)} cannot be the root")
         if self._file_model:
-            text = self._encoded(encode_text, entry)
+            text = encoded(encode_text, entry, self._label)
         else:
-            pairs = self._encoded(encode_xattrs, entry)
+            pairs = encoded(encode_xattrs, entry, self._label)
         direct, aside = self._split(entry) if entry.xattrs else ([], [])
         fd = self._create(here, name, entry)
         try:

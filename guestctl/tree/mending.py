@@ -1,0 +1,103 @@
+"""What repair does to an entry: metadata written anew, links shared, host objects converted."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from guestctl.tree.state import NEW_FILE, open_dir
+from guestctl.vmeta import META_DIR, encode_rdev, encode_text, encode_xattrs, has_rdev
+
+__all__ = ["convert", "empty", "grant", "meta_dir", "remove", "rewrite", "share"]
+
+
+def meta_dir(fd: int) -> int:
+    """Opens the metadata folder of the folder `fd`, made if missing."""
+    try:
+        os.mkdir(META_DIR, 0o700, dir_fd=fd)
+    except FileExistsError:
+        pass
+    return open_dir(META_DIR, fd)
+
+
+def rewrite(fd: int, name: bytes, text: bytes, *, is_root: bool) -> None:
+    """Rewrites metadata in place, since names of one file share it; creates it if missing."""
+    meta = os.dup(fd) if is_root else meta_dir(fd)
+    try:
+        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            new = os.open(name, flags | os.O_TRUNC, dir_fd=meta)
+        except FileNotFoundError:
+            new = os.open(name, NEW_FILE, 0o600, dir_fd=meta)
+        try:
+            os.fchmod(new, 0o600)
+            os.write(new, text)
+        finally:
+            os.close(new)
+    finally:
+        os.close(meta)
+
+
+def convert(name: bytes, fd: int, info: os.stat_result, *, file_model: bool) -> None:
+    """Puts QEMU's form in the place of a link or special file of the host."""
+    target = os.readlink(name, dir_fd=fd) if stat.S_ISLNK(info.st_mode) else b""
+    mode, rdev = info.st_mode, None
+    if has_rdev(mode):
+        rdev = encode_rdev(os.major(info.st_rdev), os.minor(info.st_rdev))
+    os.unlink(name, dir_fd=fd)
+    new = os.open(name, NEW_FILE, 0o600, dir_fd=fd)
+    try:
+        os.fchmod(new, 0o600)
+        os.write(new, target)
+        if not file_model:
+            for key, value in encode_xattrs(0, 0, mode, rdev):
+                os.setxattr(new, key, value)
+        os.utime(new, ns=(info.st_mtime_ns, info.st_mtime_ns))
+    finally:
+        os.close(new)
+    if file_model:
+        rewrite(fd, name, encode_text(0, 0, mode, rdev), is_root=False)
+
+
+def share(there: int, old: bytes, fd: int, name: bytes, meta: int) -> None:
+    """Makes the metadata of `name` that of `old` in the folder `there`; both name one file.
+
+    `meta` is the metadata folder of `fd` if it has one, else -1.
+    """
+    source = open_dir(META_DIR, there)
+    try:
+        if meta >= 0:
+            remove(name, meta)
+        target = meta_dir(fd)
+        try:
+            os.link(old, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+def remove(name: bytes, dir_fd: int) -> None:
+    """Removes a file, or a folder that is empty."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except IsADirectoryError:
+        os.rmdir(name, dir_fd=dir_fd)
+
+
+def grant(name: bytes, dir_fd: int, mode: int) -> None:
+    """Gives an entry the permissions `mode` on the host."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
+
+
+def empty(fd: int, name: bytes) -> None:
+    """Removes the content of `name` in the folder `fd`; of `fd` itself without a name."""
+    if not name:
+        os.truncate(f"/proc/self/fd/{fd}", 0)
+        return
+    child = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_TRUNC | os.O_CLOEXEC, dir_fd=fd)
+    os.close(child)

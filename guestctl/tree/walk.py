@@ -1,0 +1,146 @@
+"""The way through a virtfs tree: every name once, sorted, parents first, following nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from guestctl.errors import TreeError
+from guestctl.tree.state import OPEN_DIR, open_dir
+from guestctl.vmeta import META_DIR, RESERVED
+
+__all__ = ["Level", "Step", "Walk", "shown"]
+
+_OPEN_LEVELS = 100  # folders held open on the way down; those above are found again by ".."
+
+
+@dataclass(slots=True)
+class Level:
+    """A folder on the way: its descriptors, and the names in it that are still to come."""
+
+    path: bytes
+    fd: int
+    meta: int  # of its metadata folder, or -1
+    ident: tuple[int, int]
+    names: list[tuple[bytes, int]]  # in reverse order; the type is the host's
+
+    def close(self) -> None:
+        for fd in (self.fd, self.meta):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.meta = -1
+
+
+# The folder that an entry lies in, its name, the host's type (0: neither file nor folder), its
+# path, and a folder's own descriptor or -1. All are good until the next step.
+Step = tuple[Level, bytes, int, bytes, int]
+
+
+def shown(path: bytes) -> str:
+    return os.fsdecode(path) or "."
+
+
+def _ident(fd: int) -> tuple[int, int]:
+    info = os.fstat(fd)
+    return info.st_dev, info.st_ino
+
+
+def _open_dir(name: bytes, dir_fd: int, at: bytes) -> int:
+    try:
+        return open_dir(name, dir_fd)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise TreeError(f"{shown(at)}: not a directory") from None
+        raise TreeError(f"{shown(at)}: {error.strerror}") from error
+
+
+class Walk:
+    """A walk over the folder `path` of the tree at `root`, which is not itself a step."""
+
+    def __init__(self, root: int, path: bytes, *, metadata: bool) -> None:
+        """`metadata`: folders have metadata folders, which are opened with them (mapped-file).
+
+        :raise TreeError: there is no such folder.
+        """
+        self._metadata = metadata
+        fd = os.open(b".", OPEN_DIR, dir_fd=root)
+        for name in path.split(b"/") if path else ():
+            try:
+                below = _open_dir(name, fd, path)
+            finally:
+                os.close(fd)
+            fd = below
+        self.top = self._level(b"", fd)
+        self._stack = [self.top]
+
+    def close(self) -> None:
+        for level in self._stack:
+            level.close()
+        self._stack.clear()
+
+    def __iter__(self) -> Iterator[Step]:
+        stack = self._stack
+        while stack:
+            level = stack[-1]
+            if not level.names:
+                self._leave()
+                continue
+            name, form = level.names.pop()
+            at = level.path + b"/" + name if level.path else name
+            if form == stat.S_IFDIR:
+                below = self._level(at, _open_dir(name, level.fd, at))
+                stack.append(below)
+                if len(stack) > _OPEN_LEVELS:
+                    self._shut(stack[-_OPEN_LEVELS])
+                yield level, name, form, at, below.fd
+            else:
+                yield level, name, form, at, -1
+
+    def _level(self, path: bytes, fd: int) -> Level:
+        names = []
+        with os.scandir(fd) as entries:
+            for item in entries:
+                name = os.fsencode(item.name)
+                if name in RESERVED:
+                    continue
+                if item.is_file(follow_symlinks=False):
+                    form = stat.S_IFREG
+                elif item.is_dir(follow_symlinks=False):
+                    form = stat.S_IFDIR
+                else:
+                    form = 0
+                names.append((name, form))
+        names.sort(reverse=True)
+        return Level(path, fd, self._open_meta(fd, path), (0, 0), names)
+
+    def _open_meta(self, fd: int, path: bytes) -> int:
+        if not self._metadata:
+            return -1
+        try:
+            return open_dir(META_DIR, fd)
+        except FileNotFoundError:
+            return -1
+        except OSError as error:
+            raise TreeError(
+                f"{shown(path)}: its {META_DIR.decode()} is no directory: {error.strerror}"
+            ) from None
+
+    @staticmethod
+    def _shut(upper: Level) -> None:
+        upper.ident = _ident(upper.fd)
+        upper.close()
+
+    def _leave(self) -> None:
+        level = self._stack.pop()
+        try:
+            if self._stack and self._stack[-1].fd < 0:
+                upper = self._stack[-1]
+                upper.fd = os.open(b"..", OPEN_DIR, dir_fd=level.fd)
+                if _ident(upper.fd) != upper.ident:
+                    raise TreeError(f"{shown(upper.path)}: the tree changes while it is read")
+                upper.meta = self._open_meta(upper.fd, upper.path)
+        finally:
+            level.close()
