@@ -61,7 +61,7 @@ int agent_run(struct agent *a)
 
 		a->npolls = 0;
 		signals = agent_watch(a, a->signals, POLLIN);
-		port_watch(a);
+		port_watch(a, &deadline);
 		services_watch(a, &deadline);
 		jobs_watch(a, &deadline);
 		if (a->stopping)

@@ -45,6 +45,8 @@ struct agent {
 	/* the session */
 	bool live;
 	uint32_t orphan_ms;
+	uint32_t silence_ms;		/* after which the host counts as gone; 0: the port tells */
+	int64_t heard;			/* when a byte came last */
 
 	/* the guest */
 	bool prepared, stopping;
@@ -75,7 +77,7 @@ short agent_ready(const struct agent *a, int slot);
 void sooner(int64_t *deadline, int64_t candidate);
 
 /* port.c: reading and writing the port, coming and going of the host */
-void port_watch(struct agent *a);
+void port_watch(struct agent *a, int64_t *deadline);
 void port_input(struct agent *a);
 void port_output(struct agent *a);
 

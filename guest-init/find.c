@@ -28,8 +28,8 @@ static bool matches(int folder, const char *entry, const char *attribute, const 
 	return strcmp(text, value) == 0;
 }
 
-static bool find(const char *folder, const char *attribute, const char *value, char *path,
-		 size_t size)
+static bool find(const char *folder, const char *attribute, const char *value,
+		 const char *prefix, char *path, size_t size)
 {
 	DIR *dir = opendir(folder);
 	struct dirent *entry;
@@ -40,17 +40,22 @@ static bool find(const char *folder, const char *attribute, const char *value, c
 	while (!found && (entry = readdir(dir)))
 		if (entry->d_name[0] != '.' &&
 		    matches(dirfd(dir), entry->d_name, attribute, value))
-			found = snprintf(path, size, "/dev/%s", entry->d_name) < (int)size;
+			found = snprintf(path, size, "%s%s", prefix, entry->d_name) < (int)size;
 	closedir(dir);
 	return found;
 }
 
 bool find_disk(const char *serial, char *path, size_t size)
 {
-	return find("/sys/block", "serial", serial, path, size);
+	return find("/sys/block", "serial", serial, "/dev/", path, size);
 }
 
 bool find_port(const char *name, char *path, size_t size)
 {
-	return find("/sys/class/virtio-ports", "name", name, path, size);
+	return find("/sys/class/virtio-ports", "name", name, "/dev/", path, size);
+}
+
+bool find_interface(const char *address, char *name, size_t size)
+{
+	return find("/sys/class/net", "address", address, "", name, size);
 }

@@ -13,6 +13,7 @@
 #include <linux/netlink.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
@@ -23,9 +24,8 @@
 #include <unistd.h>
 
 #include "agent.h"
+#include "dial.h"
 #include "find.h"
-
-#define PORT_NAME "org.guestctl.agent"
 
 enum { DEVICE_MS = 10000 };
 
@@ -140,16 +140,36 @@ static void protect_from_oom(void)
 	close(fd);
 }
 
-static pid_t start_agent(char *port)
+/* The kernel hands on what it does not know of its command line: `channel` names ours. */
+static int open_channel(int events)
 {
-	char *argv[] = { (char[]){ "agent" }, port, NULL };
-	pid_t pid = fork();
+	const struct dialer *dialer = find_dialer(getenv("channel"));
+	char path[320];
+	int fd;
+
+	if (!dialer)
+		fail("unknown channel");
+	wait_for(events, dialer->find, dialer->name, path, sizeof(path));
+	fd = dialer->open(path);
+	if (fd < 0)
+		fail(path);
+	return fd;
+}
+
+static pid_t start_agent(int port)
+{
+	char number[16];
+	char *argv[] = { (char[]){ "agent" }, (char[]){ "--fd" }, number, NULL };
+	pid_t pid;
+
+	snprintf(number, sizeof(number), "%d", port);
+	pid = fork();
 
 	if (pid < 0)
 		fail("fork");
 	/* No exec: it is the same program, and that takes time under emulation. */
 	if (pid == 0)
-		_exit(agent_main(2, argv));
+		_exit(agent_main(3, argv));
 	return pid;
 }
 
@@ -168,8 +188,8 @@ static void report(int status)
 
 int init_main(void)
 {
-	char disk[320], port[320];
-	int events, status;
+	int events, status, port;
+	char disk[320];
 	pid_t agent, pid;
 
 	umask(022);
@@ -186,9 +206,10 @@ int init_main(void)
 	events = open_events();
 	wait_for(events, find_disk, "root", disk, sizeof(disk));
 	mount_on(disk, "/image", "squashfs", MS_RDONLY | MS_NOATIME);
-	wait_for(events, find_port, PORT_NAME, port, sizeof(port));
+	port = open_channel(events);
 	close(events);
 	agent = start_agent(port);
+	close(port);
 	do {
 		pid = waitpid(-1, &status, 0);
 		if (pid < 0 && errno != EINTR)

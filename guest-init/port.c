@@ -46,10 +46,12 @@ static void look_again(struct agent *a)
 		a->closed = true;
 }
 
-void port_watch(struct agent *a)
+void port_watch(struct agent *a, int64_t *deadline)
 {
 	short events = 0;
 
+	if (a->live && a->silence_ms)
+		sooner(deadline, a->heard + a->silence_ms);
 	if (!a->closed && a->in_end - a->in_begin < IN_SIZE && out_pending(&a->out) < OUT_FULL)
 		events |= POLLIN;
 	if (out_pending(&a->out) > 0)
@@ -96,6 +98,7 @@ static void read_all(struct agent *a)
 
 		if (n > 0) {
 			a->in_end += (size_t)n;
+			a->heard = now_ms();
 			continue;
 		}
 		if (n < 0 && errno == EINTR)
@@ -123,6 +126,8 @@ void port_input(struct agent *a)
 	if (ready & (POLLIN | POLLHUP | POLLERR))
 		read_all(a);
 	take_frames(a);
+	if (a->live && a->silence_ms && now_ms() - a->heard >= a->silence_ms)
+		session_end(a);
 }
 
 void port_output(struct agent *a)

@@ -41,8 +41,11 @@ class Job:
 class Agent:
     """Created by `connect`. Close it to end the session; jobs that run then become orphans."""
 
-    def __init__(self, connection: socket.socket, *, orphan: float, heartbeat: float) -> None:
-        self._session = Session(os.urandom(16), int(orphan * 1000))
+    def __init__(
+        self, connection: socket.socket, *, orphan: float, heartbeat: float, hangs_up: bool
+    ) -> None:
+        silence = 0 if hangs_up else int(2 * heartbeat)
+        self._session = Session(os.urandom(16), int(orphan * 1000), silence)
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._jobs: dict[int, Job] = {}
@@ -69,13 +72,15 @@ class Agent:
         timeout: float,
         orphan: float = 60.0,
         heartbeat: float = 60.0,
+        hangs_up: bool = True,
     ) -> Agent:
         """Begins a session over `connection`, which it takes over.
 
-        Raises GuestLost when no welcome comes within `timeout` seconds, ProtocolError when the
-        agent is of another version.
+        `hangs_up` says that the channel tells the agent of our end; where it does not, the agent
+        takes us for gone after two heartbeats of silence. Raises GuestLost when no welcome comes
+        within `timeout` seconds, ProtocolError when the agent is of another version.
         """
-        agent = cls(connection, orphan=orphan, heartbeat=heartbeat)
+        agent = cls(connection, orphan=orphan, heartbeat=heartbeat, hangs_up=hangs_up)
         try:
             with agent._lock:
                 agent._link.send(agent._session.hello())

@@ -62,7 +62,9 @@ class Guest:
         """
         try:
             connection = connected_socket(folder.agent)
-            agent = Agent.connect(connection, timeout=timeout)
+            agent = Agent.connect(
+                connection, timeout=timeout, hangs_up=folder.spec()["channel"] == "virtio"
+            )
         except (OSError, GuestLost) as error:
             raise _explain(folder, GuestLost(str(error))) from None
         if agent.welcome and agent.welcome.jobs:

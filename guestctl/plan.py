@@ -10,6 +10,7 @@ from guestctl.errors import PoolError, UsageError
 from guestctl.places import Places
 from guestctl.qemu.accel import acceleration, qemu_program
 from guestctl.qemu.confine import probe_confinement
+from guestctl.qemu.machine import CHANNELS
 from guestctl.share import check_share
 from guestctl.spec import GuestSpec
 from guestctl.targets import target
@@ -34,6 +35,7 @@ class PoolOptions:
     memory: int | None = None
     security_model: str = "mapped-file"
     network: bool = False
+    channel: str = "virtio"
     boot_timeout: float = 120.0
     # Exactly this folder is the share of the only guest.
     single: bool = False
@@ -89,6 +91,7 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
                 unconfined_reason=confinement.reason,
                 security_model=options.security_model,
                 network=options.network,
+                channel=options.channel,
                 boot_timeout=options.boot_timeout,
             )
         )
@@ -120,11 +123,12 @@ def _check(options: PoolOptions, memory: int, most: int) -> None:
     """Raises UsageError or PoolError for what cannot work."""
     if options.size < 1:
         raise UsageError(f"a pool has at least one guest, not {options.size}")
-    if options.security_model not in _SECURITY_MODELS:
-        raise UsageError(
-            f"unknown security model {options.security_model!r}",
-            hint=f"known are {', '.join(_SECURITY_MODELS)}",
-        )
+    for what, given, known in (
+        ("security model", options.security_model, _SECURITY_MODELS),
+        ("channel", options.channel, tuple(CHANNELS)),
+    ):
+        if given not in known:
+            raise UsageError(f"unknown {what} {given!r}", hint=f"known are {', '.join(known)}")
     if not 64 <= memory <= most:
         raise UsageError(f"a guest of {options.arch} takes 64 to {most} MiB, not {memory}")
     needed = options.size * (memory + _OVERHEAD)

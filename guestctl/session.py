@@ -73,13 +73,18 @@ _TRANSITIONS = {
 
 
 class Session:
-    """One session. `nonce` is 16 random bytes, `orphan` the time in ms that jobs outlive it."""
+    """One session. `nonce` is 16 random bytes, `orphan` the time in ms that jobs outlive it.
 
-    def __init__(self, nonce: bytes, orphan: int = 0) -> None:
+    `silence` is the time in s without a byte from us after which the agent takes us for gone; 0
+    where the channel tells it.
+    """
+
+    def __init__(self, nonce: bytes, orphan: int = 0, silence: int = 0) -> None:
         if len(nonce) != 16:
             raise RuntimeError("a nonce has 16 bytes")
         self._nonce = nonce
         self._orphan = orphan
+        self._silence = silence
         self._decoder = wire.Decoder(nonce)
         self._streams: dict[int, _Stream] = {}
         self._requests: set[int] = set()
@@ -90,7 +95,7 @@ class Session:
 
     def hello(self) -> bytes:
         """What a session begins with."""
-        payload = struct.pack("<HHI", wire.VERSION, 0, self._orphan) + self._nonce
+        payload = struct.pack("<HHI", wire.VERSION, self._silence, self._orphan) + self._nonce
         return wire.FILLER + encode(Type.HELLO, payload=payload)
 
     def start(self, command: Command) -> tuple[int, bytes]:

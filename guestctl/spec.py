@@ -117,6 +117,7 @@ class GuestSpec:
     unconfined_reason: str = ""
     security_model: str = "mapped-file"
     network: bool = False
+    channel: str = "virtio"
     scratch: int = 16384
     swap: int = 1024
     boot_timeout: float = 120.0

@@ -259,3 +259,16 @@ def test_many_calls_at_once_leave_nothing_behind(native: Native, agent: Agent) -
     while agent._jobs:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_silence_ends_a_session_where_nothing_else_does(native: Native) -> None:
+    """The port stays open and nobody says a word: a second later the command is an orphan."""
+    first = native.session(orphan=0.2, heartbeat=0.5, hangs_up=False)
+    first.request(Op.PREPARE, timeout=20)
+    first.start(Command(argv=(b"/bin/sleep", b"1000")))
+    first.ping(20)
+    first.close()
+    time.sleep(2.5)
+    again = native.session()
+    assert again.welcome is not None and again.welcome.jobs == ()
+    again.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from guestctl.errors import HostLacks
 from guestctl.qemu.accel import acceleration
 from guestctl.qemu.confine import Binding, confined_argv, probe_confinement
-from guestctl.qemu.machine import DESCRIPTORS, Machine, qemu_argv
+from guestctl.qemu.machine import CHANNELS, DESCRIPTORS, Machine, qemu_argv
 from guestctl.qemu.monitor import MonitorError, execute
 from guestctl.qemu.spawn import scratch_disk
 from guestctl.rundir import bound_socket
@@ -58,6 +59,30 @@ def test_the_device_layout_is_frozen() -> None:
     assert "-nodefaults" in argv
     assert "path=/s/a,,b" in " ".join(argv)
     assert argv[argv.index("-sandbox") + 1].count("=deny") == 4
+
+
+def test_another_channel_changes_its_device_and_no_other() -> None:
+    layouts = {}
+    for channel in CHANNELS:
+        argv = qemu_argv(Machine.of(spec(channel=channel)), NUMBERS)
+        layouts[channel] = [argv[at + 1] for at, word in enumerate(argv) if word == "-device"]
+    assert layouts["tcp"][0].startswith("virtio-net-pci,netdev=agent")
+    assert layouts["tcp"][1:] == layouts["virtio"][2:]
+
+
+def test_the_guest_dials_what_qemu_was_told() -> None:
+    """guest-init/dial.c and the command line agree on addresses and names."""
+    dial = (Path(__file__).parent.parent / "guest-init" / "dial.c").read_text()
+    words = " ".join(" ".join(argv) for argv in CHANNELS.values())
+    for told, written in (
+        (r"tcp:([\d.]+):", 'HOST_ADDRESS "{}"'),
+        (r"tcp:[\d.]+:(\d+)", "HOST_PORT = {},"),
+        (r"mac=([\w:]+)", '"{}"'),
+        (r"net=([\d.]+)\.0/24", 'OUR_ADDRESS "{}.'),
+        (r"name=([\w.]+)", '"{}"'),
+    ):
+        found = re.search(told, words)
+        assert found and written.format(found[1]) in dial
 
 
 @pytest.mark.parametrize("arch", sorted(TARGETS))

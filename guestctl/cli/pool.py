@@ -42,6 +42,13 @@ def group() -> None:
     help="How owners and modes are kept in the shares.",
 )
 @click.option(
+    "--channel",
+    type=click.Choice(["virtio", "tcp"]),
+    default="virtio",
+    show_default=True,
+    help="How the agent's bytes travel: a virtio port, or a network that reaches nothing else.",
+)
+@click.option(
     "--network",
     type=click.Choice(["none", "user"]),
     default="none",
@@ -58,6 +65,7 @@ def up(
     share: str | None,
     memory: int | None,
     security_model: str,
+    channel: str,
     network: str,
     boot_timeout: float,
     cold: bool,
@@ -79,6 +87,7 @@ def up(
         "share": share,
         "memory": memory,
         "security_model": security_model,
+        "channel": channel,
         "network": network == "user",
         "boot_timeout": boot_timeout,
     }

@@ -11,10 +11,29 @@ from dataclasses import dataclass
 from guestctl.spec import GuestSpec
 from guestctl.targets import Target, target
 
-__all__ = ["DESCRIPTORS", "Machine", "Paths", "qemu_argv"]
+__all__ = ["CHANNELS", "DESCRIPTORS", "Machine", "Paths", "qemu_argv"]
 
 # What QEMU inherits, and what it is for.
 DESCRIPTORS = ("agent", "monitor", "console", "scratch")
+
+# How the agent's bytes travel. The guest is told of all but the first on its kernel's command line;
+# guest-init/dial.c has the other end: addresses, port and hardware address are the same there.
+CHANNELS: dict[str, tuple[str, ...]] = {
+    "virtio": (
+        *("-device", "virtio-serial-pci"),
+        *("-chardev", "socket,id=agent,fd={agent},server=on,wait=off"),
+        *("-device", "virtserialport,chardev=agent,name=org.guestctl.agent"),
+    ),
+    # A network that holds one address, behind which is the socket; nothing listens on the host.
+    "tcp": (
+        *("-chardev", "socket,id=agent,fd={agent},server=on,wait=off"),
+        "-netdev",
+        "user,id=agent,restrict=on,ipv6=off,net=169.254.77.0/24"
+        ",guestfwd=tcp:169.254.77.100:77-chardev:agent",
+        "-device",
+        "virtio-net-pci,netdev=agent,mac=52:54:00:67:63:01,romfile=",
+    ),
+}
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -42,6 +61,7 @@ class Machine:
     cpu: str
     security_model: str = "mapped-file"
     network: bool = False
+    channel: str = "virtio"
 
     @classmethod
     def of(cls, spec: GuestSpec) -> Machine:
@@ -61,6 +81,7 @@ class Machine:
             cpu=spec.cpu,
             security_model=spec.security_model,
             network=spec.network,
+            channel=spec.channel,
         )
 
 
@@ -72,6 +93,7 @@ def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
     """
     target, paths = machine.target, machine.paths
     kernel_line = f"console={target.console} quiet panic=-1 {target.kernel_options}".rstrip()
+    kernel_line += "" if machine.channel == "virtio" else f" channel={machine.channel}"
     argv = [target.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-machine", target.board, "-accel", machine.accelerator, "-cpu", machine.cpu]
     argv += ["-m", str(machine.memory)]
@@ -81,9 +103,7 @@ def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
     argv += ["-serial", "chardev:console"]
     argv += ["-chardev", f"socket,id=monitor,fd={descriptors['monitor']},server=on,wait=off"]
     argv += ["-mon", "chardev=monitor,mode=control"]
-    argv += ["-device", "virtio-serial-pci"]
-    argv += ["-chardev", f"socket,id=agent,fd={descriptors['agent']},server=on,wait=off"]
-    argv += ["-device", "virtserialport,chardev=agent,name=org.guestctl.agent"]
+    argv += [word.format(agent=descriptors["agent"]) for word in CHANNELS[machine.channel]]
     for tag, path, mode in (("work", paths.work, ""), ("base", paths.base, ",readonly=on")):
         # A comma in a path is doubled, or QEMU takes it for the next option.
         escaped = path.replace(",", ",,")
