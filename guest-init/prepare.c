@@ -124,6 +124,7 @@ struct step {
 
 /*
  * Nothing of the host's is mounted before the scratch disk, which is the first step.
+ * Above the image lies what the initramfs adds to it: /tools/offload, the stub.
  * The overlay's `volatile` leaves out syncing to a disk that nobody will ever read again.
  */
 static const struct step steps[] = {
@@ -132,7 +133,7 @@ static const struct step steps[] = {
 	{ "work", NULL, SCRATCH "/work", NULL, 0, NULL, 0755 },
 	{ "tmp", NULL, SCRATCH "/tmp", NULL, 0, NULL, 01777 },
 	{ "overlay", "overlay", GUEST_ROOT, "overlay", MS_NOATIME,
-	  "lowerdir=/image,upperdir=" SCRATCH "/upper,workdir=" SCRATCH "/work,volatile", 0755 },
+	  "lowerdir=/extra:/image,upperdir=" SCRATCH "/upper,workdir=" SCRATCH "/work,volatile", 0755 },
 	{ "/dev", "dev", GUEST_ROOT "/dev", "devtmpfs", MS_NOSUID, "mode=0755", 0755 },
 	{ "/dev/pts", "devpts", GUEST_ROOT "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
 	  "gid=5,mode=620,ptmxmode=666", 0755 },

@@ -12,6 +12,7 @@
 
 #include "agent.h"
 #include "bytes.h"
+#include "caller.h"
 #include "channel.h"
 
 enum {
@@ -35,6 +36,8 @@ struct service {
 	char name[NAME + 1];
 	uint32_t length;
 	int64_t deadline;		/* while NAMING */
+	uint8_t *facts;			/* of the caller; freed with the OPEN */
+	size_t facts_length;
 	struct source from;
 	struct sink to;
 	bool shut;			/* the host's EOF was passed on */
@@ -80,6 +83,7 @@ static void drop(struct agent *a, struct service *s)
 		;
 	*link = s->next;
 	close(s->fd);
+	free(s->facts);
 	ring_free(&s->from.ring);
 	ring_free(&s->to.ring);
 	free(s);
@@ -143,6 +147,15 @@ static void accept_all(struct agent *a)
 	}
 }
 
+/* The process that has connected, 0 if the kernel does not tell. */
+static pid_t peer(int fd)
+{
+	struct ucred who;
+	socklen_t length = sizeof(who);
+
+	return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &length) < 0 ? 0 : who.pid;
+}
+
 /* Read the line. What follows it belongs to the stream and stays in the socket. */
 static void read_name(struct agent *a, struct service *s)
 {
@@ -163,12 +176,14 @@ static void read_name(struct agent *a, struct service *s)
 		return;
 	}
 	s->length += (uint32_t)n;
-	if (end) {
+	if (end)
 		s->length--;
+	if ((!end && s->length == sizeof(s->name)) || (end && s->length == 0)) {
+		drop(a, s);
+	} else if (end) {
+		s->facts = caller_facts(a, peer(s->fd), &s->facts_length);
 		s->state = OPENING;
 	}
-	if ((!end && s->length == sizeof(s->name)) || (end && s->length == 0))
-		drop(a, s);
 }
 
 void services_watch(struct agent *a, int64_t *deadline)
@@ -236,18 +251,29 @@ void services_run(struct agent *a)
 		accept_all(a);
 }
 
+/* The name; a zero byte and what is known of the caller follow, if anything is. */
+static bool send_open(struct agent *a, struct service *s)
+{
+	size_t extra = s->facts ? 1 + s->facts_length : 0;
+	uint8_t *p = out_frame(&a->out, T_OPEN, 0, s->id, s->length + extra);
+
+	if (!p)
+		return false;
+	memcpy(p, s->name, s->length);
+	if (s->facts) {
+		p[s->length] = 0;
+		memcpy(p + s->length + 1, s->facts, s->facts_length);
+	}
+	free(s->facts);
+	s->facts = NULL;
+	s->state = ASKED;
+	return true;
+}
+
 static bool send_one(struct agent *a, struct service *s)
 {
-	uint8_t *p;
-
-	if (s->state == OPENING) {
-		p = out_frame(&a->out, T_OPEN, 0, s->id, s->length);
-		if (!p)
-			return false;
-		memcpy(p, s->name, s->length);
-		s->state = ASKED;
-		return true;
-	}
+	if (s->state == OPENING)
+		return send_open(a, s);
 	if (s->state != OPEN)
 		return false;
 	return sink_send_credit(&s->to, &a->out, s->id) |

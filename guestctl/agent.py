@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from guestctl import events
@@ -29,10 +29,14 @@ _LOG_LINES = 100
 
 
 class Job:
-    """A command as the agent sees it: events are queued here until somebody takes them."""
+    """A command, or a service stream, as the agent sees it: events are queued here until somebody
+    takes them. `caller` is what the agent says of a stream's other end, by wire.Tag."""
 
-    def __init__(self, id_: int, lock: threading.RLock) -> None:
+    def __init__(
+        self, id_: int, lock: threading.RLock, caller: Mapping[int, bytes] | None = None
+    ) -> None:
         self.id = id_
+        self.caller = caller or {}
         self.changed = threading.Condition(lock)
         self.queue: deque[events.Event] = deque()
         self.over = False
@@ -269,7 +273,7 @@ class Agent:
             text = f"no service {event.service!r}"
             self._link.send(self._session.refuse(event.stream, errno.ECONNREFUSED, text))
             return
-        stream = self._jobs[event.stream] = Job(event.stream, self._lock)
+        stream = self._jobs[event.stream] = Job(event.stream, self._lock, event.caller)
         self._link.send(self._session.accept(event.stream))
         opened(stream)
 

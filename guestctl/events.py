@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from guestctl.spec import Usage
 
@@ -90,6 +91,8 @@ class Replied(Event):
 class Opened(Event):
     stream: int
     service: bytes
+    # What the agent knows of the caller, by wire.Tag; empty where it knows nothing.
+    caller: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -284,7 +284,8 @@ class Session:
         if frame.id < SERVICE_BIT or frame.id in self._streams:
             raise ProtocolError(f"a service stream with id {frame.id:#x}")
         self._streams[frame.id] = _Stream("service", may_receive={0: wire.CREDIT_WINDOW})
-        yield Opened(frame.id, frame.payload)
+        service, _zero, records = frame.payload.partition(b"\0")
+        yield Opened(frame.id, service, dict(wire.unpack_records(records)))
 
     def _reset(self, frame: wire.Frame) -> Iterable[Event]:
         self._advance(frame)

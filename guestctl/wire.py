@@ -98,6 +98,10 @@ class Tag(IntEnum):
     MACHINE = 34
     JOB = 35
     TEXT = 36
+    CALLER_ROOT = 40
+    ROOT_DEVICE = 41
+    MOUNTS = 42
+    CHANGED = 43
 
 
 _TYPES = frozenset(Type)

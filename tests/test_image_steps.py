@@ -19,7 +19,7 @@ import pytest
 
 from guestctl.errors import ImageError
 from guestctl.imaging.filetree import Content, FileTree
-from guestctl.imaging.initramfs import Member, newc, write_initramfs
+from guestctl.imaging.initramfs import Member, newc, stub_names, write_initramfs
 from guestctl.imaging.kernel import refused_symbols, uimage
 from guestctl.imaging.workshop import Progress, Step, Workshop
 
@@ -157,13 +157,17 @@ def test_what_killed_builds_left_is_swept_but_not_what_is_being_made(tmp_path: P
 def test_the_initramfs_is_what_cpio_reads(tmp_path: Path) -> None:
     init = tmp_path / "init"
     init.write_bytes(b"\x7fELF" + os.urandom(1001))
-    write_initramfs(init, tmp_path / "one")
-    write_initramfs(init, tmp_path / "two")
+    names = stub_names("arm-linux-gnueabi", ["12"])
+    write_initramfs(init, init, names, tmp_path / "one")
+    write_initramfs(init, init, names, tmp_path / "two")
     data = (tmp_path / "one").read_bytes()
     assert data == (tmp_path / "two").read_bytes()
     listing = subprocess.run(
         ["cpio", "-itvn", "--quiet"], input=data, capture_output=True, timeout=30, check=True
     ).stdout.decode()
+    links = [line.split()[-3] for line in listing.splitlines() if " -> ../stub" in line]
+    assert {link.removeprefix("extra/tools/offload/bin/") for link in links} == set(names)
+    assert {"cc", "gcc-12", "arm-linux-gnueabi-g++-12", "arm-linux-gnueabi-strip"} <= set(names)
     lines = {line.split()[-1]: line for line in listing.splitlines()}
     assert lines["init"].startswith("-rwxr-xr-x")
     assert lines["dev/console"].startswith("crw-------")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -52,7 +53,7 @@ class Assembly:
                 built = self._static(files, pool)
                 root = self._root(files, built)
                 parts = {"root": root / "root", "kernel": boot.result() / "kernel"}
-                ramfs = self._initramfs(init.result())
+                ramfs = self._initramfs(init.result(), files)
             except BaseException:
                 self._workshop.broken.set()
                 raise
@@ -153,11 +154,15 @@ class Assembly:
 
         return self._workshop.make(f"guest-init-{recipe.arch}", facts, work)
 
-    def _initramfs(self, init: Path) -> Path:
-        def work(step: Step) -> None:
-            initramfs.write_initramfs(init / "guest-init", step.out / "initramfs")
+    def _initramfs(self, init: Path, files: dict[Locked, Path]) -> Path:
+        versions = [match[1] for e in files if (match := re.fullmatch(r"gcc-(\d+)", e.name))]
+        names = initramfs.stub_names(self._recipe.triplet, versions)
 
-        facts = self._facts(initramfs.VERSION, {}, init.name)
+        def work(step: Step) -> None:
+            output = step.out / "initramfs"
+            initramfs.write_initramfs(init / "guest-init", init / "stub", names, output)
+
+        facts = self._facts(initramfs.VERSION, {}, init.name, names)
         return self._workshop.make(f"initramfs-{self._recipe.arch}", facts, work)
 
 

@@ -1,4 +1,5 @@
-"""The initramfs: our static init, a console and a few mount points, as a newc cpio archive.
+"""The initramfs: our static init, a console, a few mount points and the stub of offload, as a newc
+cpio archive.
 
 Written by hand, because a device node cannot be made on disk without root. Format: the kernel's
 Documentation/driver-api/early-userspace/buffer-format.rst.
@@ -7,16 +8,20 @@ Documentation/driver-api/early-userspace/buffer-format.rst.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from guestctl.imaging.workshop import Step
 
-__all__ = ["Member", "build_guest_init", "newc", "write_initramfs"]
+__all__ = ["Member", "build_guest_init", "newc", "stub_names", "write_initramfs"]
 
-VERSION = 1
+VERSION = 2
 _FOLDERS = ("dev", "image", "proc", "root", "run", "scratch", "sys", "tmp")
+# What guest-init lays over the image: the stub changes more often than the root file system.
+_STUB = "extra/tools/offload"
+_COMPILERS = ("cc", "gcc", "c++", "g++", "cpp")
+_BINUTILS = ("as", "ld", "ar", "ranlib", "nm", "strip", "objcopy")
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,23 @@ def build_guest_init(step: Step, source: Path, cross: str) -> None:
     step.run(command, deadline=600)
 
 
-def write_initramfs(init: Path, output: Path) -> None:
-    """Writes the archive; the same init gives the same bytes."""
-    members = [Member(name, stat.S_IFDIR | 0o755) for name in _FOLDERS]
+def stub_names(triplet: str, versions: Iterable[str]) -> list[str]:
+    """The programs that the stub stands for: plain, of a triplet, and with gcc's versions."""
+    plain = (*_COMPILERS, *_BINUTILS)
+    versioned = [f"{name}-{version}" for name in ("gcc", "g++", "cpp") for version in versions]
+    prefixed = [f"{triplet}-{name}" for name in (*plain, *versioned)]
+    return sorted({*plain, *versioned, *prefixed})
+
+
+def write_initramfs(init: Path, stub: Path, names: Sequence[str], output: Path) -> None:
+    """Writes the archive; the same programs give the same bytes."""
+    folders = [*_FOLDERS, "extra", "extra/tools", _STUB, f"{_STUB}/bin"]
+    members = [Member(name, stat.S_IFDIR | 0o755) for name in folders]
     members.append(Member("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)))
     members.append(Member("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)))
     members.append(Member("init", stat.S_IFREG | 0o755, init.read_bytes()))
+    members.append(Member(f"{_STUB}/stub", stat.S_IFREG | 0o755, stub.read_bytes()))
+    members += [Member(f"{_STUB}/bin/{name}", stat.S_IFLNK | 0o777, b"../stub") for name in names]
     output.write_bytes(newc(sorted(members, key=lambda member: member.name)))
 
 
