@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
-import yaml
-
+from guestctl.document import Document, record_of, records_of
 from guestctl.errors import ImageError
 
 __all__ = [
@@ -24,9 +22,6 @@ __all__ = [
     "parse_lock",
     "parse_recipe",
 ]
-
-# libyaml's where it is there: every start of a guest reads a recipe.
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -108,105 +103,15 @@ class Locked:
 
 def parse_recipe(text: str, file: str) -> Recipe:
     """Reads a recipe; raises ImageError that names file, line and key."""
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ImageError(f"{file}:{line}: not YAML: {problem}") from None
-    if node is None:
-        raise ImageError(f"{file}:1: the recipe is empty")
-    recipe: Recipe = _Reader(file).record(node, Recipe, "")
+    document = Document(text, file, what="recipe", error=ImageError, readers=_READERS)
+    recipe: Recipe = document.record(document.root, Recipe)
     return recipe
 
 
-class _Reader:
-    """Turns YAML nodes, which know their lines, into dataclasses."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-
-    def fail(self, node: yaml.Node, key: str, what: str) -> ImageError:
-        return ImageError(f"{self.file}:{node.start_mark.line + 1}: {key or 'recipe'}: {what}")
-
-    def items(self, node: yaml.Node, key: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        if not isinstance(node, yaml.MappingNode):
-            raise self.fail(node, key, "must be a mapping")
-        found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-        for name, value in node.value:
-            if name.value in found:
-                raise self.fail(name, f"{key}{name.value}", "is given twice")
-            found[str(name.value)] = (name, value)
-        return found
-
-    def record(self, node: yaml.Node, kind: type[Any], key: str) -> Any:
-        items = self.items(node, key)
-        prefix = f"{key}." if key else ""
-        known = {field.name: field for field in fields(kind)}
-        for name, (where, _) in items.items():
-            if name.replace("-", "_") not in known:
-                hint = ", ".join(sorted(known)).replace("_", "-")
-                error = self.fail(where, f"{prefix}{name}", "unknown key")
-                error.hint = f"known are {hint}"
-                raise error
-        values: dict[str, Any] = {}
-        for name, field in known.items():
-            shown = name.replace("_", "-")
-            if shown in items:
-                values[name] = self.value(items[shown][1], str(field.type), f"{prefix}{shown}")
-            elif field.default is field.default_factory:  # both are MISSING: it has no default
-                raise self.fail(node, f"{prefix}{shown}", "is missing")
-        return kind(**values)
-
-    def value(self, node: yaml.Node, kind: str, key: str) -> Any:
-        return getattr(self, _READ[kind])(node, key)
-
-    def text(self, node: yaml.Node, key: str) -> str:
-        if not isinstance(node, yaml.ScalarNode) or not node.value:
-            raise self.fail(node, key, "must be a text")
-        return str(node.value)
-
-    def number(self, node: yaml.Node, key: str) -> int:
-        try:
-            return int(self.text(node, key), 0)
-        except ValueError:
-            raise self.fail(node, key, "must be a whole number") from None
-
-    def sequence(self, node: yaml.Node, key: str) -> list[yaml.Node]:
-        if not isinstance(node, yaml.SequenceNode):
-            raise self.fail(node, key, "must be a list")
-        return list(node.value)
-
-    def texts(self, node: yaml.Node, key: str) -> tuple[str, ...]:
-        return tuple(self.text(item, key) for item in self.sequence(node, key))
-
-    def lists(self, node: yaml.Node, key: str) -> tuple[tuple[str, ...], ...]:
-        return tuple(self.texts(item, key) for item in self.sequence(node, key))
-
-    def table(self, node: yaml.Node, key: str) -> dict[str, str]:
-        items = self.items(node, key + ".")
-        return {name: self.text(value, f"{key}.{name}") for name, (_, value) in items.items()}
-
-    def kernel(self, node: yaml.Node, key: str) -> Any:
-        return self.record(node, Kernel, key)
-
-    def tools(self, node: yaml.Node, key: str) -> Any:
-        return self.record(node, Tools, key)
-
-    def static(self, node: yaml.Node, key: str) -> tuple[Any, ...]:
-        return tuple(self.record(item, StaticTool, key) for item in self.sequence(node, key))
-
-
-_READ = {
-    "str": "text",
-    "int": "number",
-    "tuple[str, ...]": "texts",
-    "tuple[tuple[str, ...], ...]": "lists",
-    "Mapping[str, str]": "table",
-    "Kernel": "kernel",
-    "Tools": "tools",
-    "tuple[StaticTool, ...]": "static",
+_READERS = {
+    "Kernel": record_of(Kernel),
+    "Tools": record_of(Tools),
+    "tuple[StaticTool, ...]": records_of(StaticTool),
 }
 
 
