@@ -2,25 +2,33 @@
 
 What a dataclass declares is what may be written: its fields are the known keys (`_` is written
 `-`), those without a default must be given, and a field's annotation says how its value is read.
+A field made by `place()` is not a key: it gets the file and line where the record begins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Any
 
 import yaml
 
 from guestctl.errors import GuestctlError
 
-__all__ = ["Document", "Read", "record_of", "records_of"]
+__all__ = ["Document", "Read", "place", "record_of", "records_by_name", "records_of"]
 
 # libyaml's where it is there: every start of a guest reads a recipe.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Reads the value of a key; the key is for messages.
 Read = Callable[["Document", yaml.Node, str], Any]
+
+_PLACE = "place"
+
+
+def place() -> Any:
+    """A field of a record that is told where it was written: `FILE:LINE`."""
+    return field(default="", compare=False, metadata={_PLACE: True})
 
 
 class Document:
@@ -77,18 +85,21 @@ class Document:
         """A mapping as an instance of the dataclass `kind`."""
         items = self.items(node, key)
         prefix = f"{key}." if key else ""
-        known = {field.name: field for field in fields(kind) if field.init}
+        known = {each.name: each for each in fields(kind) if not each.metadata.get(_PLACE)}
         for name, (where, _) in items.items():
             if name.replace("-", "_") not in known or "_" in name:
                 hint = ", ".join(sorted(known)).replace("_", "-")
                 raise self.fail(where, f"{prefix}{name}", "unknown key", hint=f"known are {hint}")
         values: dict[str, Any] = {}
-        for name, field in known.items():
+        for name, each in known.items():
             shown = name.replace("_", "-")
             if shown in items:
-                values[name] = self.value(items[shown][1], str(field.type), f"{prefix}{shown}")
-            elif field.default is field.default_factory:  # both are MISSING: it has no default
+                values[name] = self.value(items[shown][1], str(each.type), f"{prefix}{shown}")
+            elif each.default is each.default_factory:  # both are MISSING: it has no default
                 raise self.fail(node, f"{prefix}{shown}", "is missing")
+        for each in fields(kind):
+            if each.metadata.get(_PLACE):
+                values[each.name] = f"{self.file}:{node.start_mark.line + 1}"
         return kind(**values)
 
     def value(self, node: yaml.Node, annotation: str, key: str) -> Any:
@@ -138,6 +149,19 @@ _READERS: dict[str, Read] = {
     "tuple[tuple[str, ...], ...]": Document.lists,
     "Mapping[str, str]": Document.table,
 }
+
+
+def records_by_name(kind: type[Any]) -> Read:
+    """Reads a mapping of names to records."""
+
+    def read(document: Document, node: yaml.Node, key: str) -> Any:
+        items = document.items(node, key + ".")
+        return {
+            name: document.record(value, kind, f"{key}.{name}")
+            for name, (_, value) in items.items()
+        }
+
+    return read
 
 
 def record_of(kind: type[Any]) -> Read:

@@ -5,6 +5,8 @@ GuestctlError
 ├── HostLacks         the host has not got what is needed   exit 3
 │   └── ViewUnavailable   it cannot confine a tool
 ├── ImageError        an image cannot be built or loaded
+├── DefinitionError   what to build is not said, or not well
+├── BuildError        a source cannot be had, or a component cannot be built
 ├── ArchiveError      an archive is broken or hostile
 ├── TreeError         a virtfs tree is broken or hostile
 ├── ShareError        a share cannot be used as asked
@@ -20,7 +22,9 @@ from __future__ import annotations
 
 __all__ = [
     "ArchiveError",
+    "BuildError",
     "CommandFailed",
+    "DefinitionError",
     "GuestLost",
     "GuestctlError",
     "HostLacks",
@@ -59,6 +63,14 @@ class ViewUnavailable(HostLacks):
 
 
 class ImageError(GuestctlError):
+    pass
+
+
+class DefinitionError(GuestctlError):
+    pass
+
+
+class BuildError(GuestctlError):
     pass
 
 

@@ -18,6 +18,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("link", "places", "processes", "qemu", "rundir", "share", "toolchain"), 2),
     **dict.fromkeys(("agent", "guest", "process", "services"), 3),
     **dict.fromkeys(("bundle", "image", "imaging", "translate"), 3),
+    **dict.fromkeys(("builder",), 4),
     **dict.fromkeys(("examine", "launch", "plan", "pool", "supervisor"), 4),
     **dict.fromkeys(("__init__", "__main__", "cli"), 5),
 }

@@ -1,0 +1,125 @@
+"""What a manifest says of an artifact: its files, where it comes from, and SPDX data of that."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import libarchive
+
+from guestctl.builder.components import Component
+from guestctl.builder.keys import Inputs
+from guestctl.definitions import Product
+from guestctl.version import __version__
+
+__all__ = ["VERSION", "describe", "files_of"]
+
+VERSION = 1
+_TYPES = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "folder",
+    stat.S_IFLNK: "link",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFCHR: "char",
+    stat.S_IFBLK: "block",
+}
+
+
+def describe(
+    component: Component,
+    inputs: Inputs,
+    tar: Path,
+    *,
+    source: str,
+    seconds: Mapping[str, float],
+    guest: str,
+    ledger: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The manifest. `seconds` are those of each step, `source` is the commit or the SHA-256."""
+    return {
+        "version": VERSION,
+        "name": component.name,
+        "arch": inputs.arch,
+        "key": inputs.key,
+        "guestctl": __version__,
+        "guest": guest,
+        "seconds": dict(seconds),
+        "inputs": asdict(inputs),
+        "ledger": dict(ledger),
+        "spdx": _spdx(component, inputs, source),
+        "files": list(files_of(tar, component.chunk.products)),
+    }
+
+
+def files_of(tar: Path, products: Sequence[Product] = ()) -> Iterator[dict[str, Any]]:
+    """Each entry of an archive: path, type, owner, mode, and size and SHA-256 or link target.
+
+    Names that are not UTF-8 have their bytes as Python's surrogate escapes. `product` is the first
+    of `products` that wants the path.
+    """
+    rules = [(each.artifact, [re.compile(text) for text in each.include]) for each in products]
+    with libarchive.file_reader(os.fspath(tar)) as archive:
+        for entry in archive:
+            path = _text(entry.pathname)
+            facts: dict[str, Any] = {
+                "path": path,
+                "type": _TYPES.get(stat.S_IFMT(entry.filetype), "other"),
+                "mode": f"{entry.mode & 0o7777:04o}",
+                "uid": entry.uid,
+                "gid": entry.gid,
+            }
+            if entry.linkpath:
+                facts["target"] = _text(entry.linkpath)
+                facts["type"] = "hard link" if entry.islnk else "link"
+            elif facts["type"] == "file":
+                digest = hashlib.sha256()
+                for block in entry.get_blocks():
+                    digest.update(block)
+                facts["size"] = entry.size
+                facts["sha256"] = digest.hexdigest()
+            for name, patterns in rules:
+                if any(pattern.search(path.strip("/")) for pattern in patterns):
+                    facts["product"] = name
+                    break
+            yield facts
+
+
+def _text(name: str | bytes) -> str:
+    return os.fsdecode(name) if isinstance(name, bytes) else name
+
+
+def _spdx(component: Component, inputs: Inputs, source: str) -> dict[str, Any]:
+    """A document of SPDX 2.3 with one package: what was built, and from what."""
+    chunk = component.chunk
+    package: dict[str, Any] = {
+        "SPDXID": "SPDXRef-Package",
+        "name": component.name,
+        "versionInfo": chunk.ref or Path(chunk.tarball).name or "none",
+        "downloadLocation": _location(chunk.repo, chunk.tarball, source),
+        "filesAnalyzed": False,
+        "licenseConcluded": "NOASSERTION",
+        "licenseDeclared": "NOASSERTION",
+        "copyrightText": "NOASSERTION",
+    }
+    if chunk.sha256:
+        package["checksums"] = [{"algorithm": "SHA256", "checksumValue": chunk.sha256}]
+    return {
+        "spdxVersion": "SPDX-2.3",
+        "dataLicense": "CC0-1.0",
+        "SPDXID": "SPDXRef-DOCUMENT",
+        "name": f"{component.name}-{inputs.arch}",
+        "documentNamespace": f"urn:guestctl:artifact:{inputs.key}",
+        "packages": [package],
+    }
+
+
+def _location(repo: str, tarball: str, source: str) -> str:
+    if repo:
+        return f"git+{repo}@{source}"
+    return tarball or "NONE"

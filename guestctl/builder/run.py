@@ -1,0 +1,320 @@
+"""A build: what is missing is built, in as many guests as the pool has.
+
+One thread a guest takes from the schedule what may start. Nothing here prints: a listener is told
+what happens, from those threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from guestctl import Guest, GuestLost, Pool
+from guestctl.builder import manifest
+from guestctl.builder.plan import Planner
+from guestctl.builder.sandbox import Job, Sandbox
+from guestctl.builder.schedule import Schedule
+from guestctl.builder.sources import Sources
+from guestctl.builder.store import LOG, TAR, Artifact, Store
+from guestctl.errors import BuildError, GuestctlError
+
+__all__ = ["Builder", "Event", "Outcome"]
+
+_LEASE_TIMEOUT = 3600.0
+_LOSSES = 3  # so often may one component's guest die
+_GUESS = 60.0  # seconds, for what was never built
+_POLL = 0.5
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened to the component `name`.
+
+    `kind` is start, step, done, failed, stopped, lost or waits (for another builder). `text` says
+    more; `seconds` is the time since its start. `rest` is what the build takes at least from here.
+    """
+
+    kind: str
+    name: str
+    text: str = ""
+    guest: str = ""
+    seconds: float = 0.0
+    rest: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """How a build ended, by the names of components; `failed` says why, `logs` where it is told."""
+
+    cached: list[str] = field(default_factory=list)
+    built: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
+    logs: dict[str, Path] = field(default_factory=dict)
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+
+    def check(self) -> Outcome:
+        """Returns itself when all was built; raises BuildError otherwise."""
+        for name, why in self.failed.items():
+            more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
+            log = self.logs.get(name)
+            raise BuildError(f"{why}{more}", hint=f"the log is {log}" if log else "")
+        if self.stopped:
+            raise BuildError(f"not built: {', '.join(self.stopped)}")
+        return self
+
+
+class Builder:
+    """Builds what a planner finds missing. `logs` is the folder for logs, `scratch` for what is
+    half done; both on the disk of the store.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        store: Store,
+        sources: Sources,
+        folder: Path,
+        *,
+        listener: Callable[[Event], None] = lambda _event: None,
+    ) -> None:
+        self.planner = planner
+        self.store = store
+        self.sources = sources
+        self.logs = folder / "logs"
+        self.scratch = folder / "scratch"
+        self.tell = listener
+        for each in (self.logs, self.scratch):
+            each.mkdir(parents=True, exist_ok=True)
+
+    def build(
+        self, names: Iterable[str], pool: Callable[[int], Pool], *, keep_going: bool = False
+    ) -> Outcome:
+        """Builds what is missing for `names` (components, strata, systems).
+
+        `pool` brings a pool up, given how many guests there is work for; it is not called when
+        nothing is missing. Without `keep_going` the first failure stops what has not started.
+        Interrupted, the build cancels what runs, waits for that and lets KeyboardInterrupt pass.
+        """
+        goals = list(names)
+        missing = self.planner.missing(goals)
+        needed = self.planner.needed(goals)
+        outcome = Outcome(
+            cached=[name for name in self.planner.order if name in needed and name not in missing]
+        )
+        if missing:
+            with pool(len(missing)) as guests:
+                _Run(self, guests, missing, outcome, keep_going).run()
+        for name in needed:
+            artifact = self.store.peek(self.planner.key(name))
+            if artifact is not None:
+                outcome.artifacts[name] = artifact
+        return outcome
+
+
+class _Run:
+    """One build while it goes on."""
+
+    def __init__(
+        self, builder: Builder, pool: Pool, missing: list[str], outcome: Outcome, keep_going: bool
+    ) -> None:
+        self.builder = builder
+        self.pool = pool
+        self.outcome = outcome
+        self.keep_going = keep_going
+        past = builder.planner.past_seconds()
+        seconds = {name: past.get(name, _GUESS) for name in missing}
+        self.schedule = Schedule(builder.planner.graph_of(missing), seconds)
+        self.changed = threading.Condition()
+        self.stopped = False
+        self.losses: dict[str, int] = {}
+        self.sandboxes: dict[str, Sandbox] = {}
+
+    def run(self) -> None:
+        workers = [
+            threading.Thread(target=self._work, name=f"build-{number}")
+            for number in range(self.pool.options.size)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            with self.changed:
+                while not self.schedule.ended:
+                    self.changed.wait(_POLL)
+        finally:
+            self._stop()
+            for worker in workers:
+                worker.join()
+            states = self.schedule.states
+            self.outcome.stopped = [name for name in states if states[name] == "stopped"]
+
+    def _stop(self) -> None:
+        """Nothing more starts, and what runs is cancelled."""
+        with self.changed:
+            self.stopped = True
+            self.schedule.stop()
+            running = list(self.sandboxes.values())
+            self.changed.notify_all()
+        for sandbox in running:
+            with contextlib.suppress(GuestctlError):
+                sandbox.stop()
+
+    def _work(self) -> None:
+        """What each thread does: takes a component, builds it, says how that went."""
+        while (name := self._next()) is not None:
+            begin = time.monotonic()
+            try:
+                self._ensure(name)
+            except GuestLost as error:
+                self._lost(name, error, begin)
+            except GuestctlError as error:
+                self._failed(name, str(error), begin)
+            except Exception as error:
+                self._failed(name, f"{name}: {type(error).__name__}: {error}", begin)
+                raise
+            else:
+                self._done(name, begin)
+
+    def _next(self) -> str | None:
+        """The next component, or None when nothing is left to start."""
+        with self.changed:
+            while not self.schedule.ended:
+                name = self.schedule.start()
+                if name is not None:
+                    return name
+                self.changed.wait(_POLL)
+            return None
+
+    # --- how it went ------------------------------------------------------------------------------
+
+    def _done(self, name: str, begin: float) -> None:
+        with self.changed:
+            self.schedule.done(name)
+            self.outcome.built.append(name)
+            self.changed.notify_all()
+        self._say("done", name, begin=begin)
+
+    def _lost(self, name: str, error: GuestLost, begin: float) -> None:
+        """Its guest died: again, in another one, but not for ever."""
+        self.losses[name] = self.losses.get(name, 0) + 1
+        if self.losses[name] >= _LOSSES:
+            self._failed(name, f"{name}: lost its guest {_LOSSES} times: {error}", begin)
+            return
+        with self.changed:
+            if self.stopped:
+                self.schedule.states[name] = "stopped"
+            else:
+                self.schedule.lost(name)
+            self.changed.notify_all()
+        self._say("lost", name, str(error), begin=begin)
+
+    def _failed(self, name: str, why: str, begin: float) -> None:
+        with self.changed:
+            if self.stopped:
+                self.schedule.states[name] = "stopped"
+                self.changed.notify_all()
+                return
+            stopped = self.schedule.failed(name)
+            self.outcome.failed[name] = why
+            if not self.keep_going:
+                self.schedule.stop()
+            self.changed.notify_all()
+        self._say("failed", name, why, begin=begin)
+        for other in stopped:
+            self._say("stopped", other, f"needs {name}")
+
+    def _say(
+        self, kind: str, name: str, text: str = "", *, guest: str = "", begin: float | None = None
+    ) -> None:
+        seconds = 0.0 if begin is None else time.monotonic() - begin
+        rest = self.schedule.rest(self.pool.options.size)
+        self.builder.tell(Event(kind, name, text, guest, seconds, rest))
+
+    # --- one component ----------------------------------------------------------------------------
+
+    def _ensure(self, name: str) -> None:
+        """Builds a component, unless another builder does so at the same time."""
+        builder = self.builder
+        with builder.store.building(
+            builder.planner.key(name),
+            lambda: self.stopped,
+            lambda: self._say("waits", name, "another builder has it"),
+        ) as ours:
+            if self.stopped:
+                raise BuildError(f"{name}: stopped")
+            if ours:
+                self._build(name)
+
+    def _build(self, name: str) -> None:
+        begin = time.monotonic()
+        with (
+            tempfile.TemporaryDirectory(prefix=f"{name}.", dir=self.builder.scratch) as scratch,
+            self._source(name, Path(scratch)) as (source, identity),
+            self.pool.lease(timeout=_LEASE_TIMEOUT, fresh=True) as guest,
+        ):
+            self._say("start", name, guest=guest.name, begin=begin)
+            self._in_guest(name, guest, source, identity, Path(scratch))
+
+    def _in_guest(
+        self, name: str, guest: Guest, source: Path | None, identity: str, scratch: Path
+    ) -> None:
+        builder, planner = self.builder, self.builder.planner
+        log = builder.logs / f"{name}.log"
+        self.outcome.logs[name] = log
+        begin = time.monotonic()
+        job = self._job(name, source)
+        with open(log, "wb", buffering=0) as out:
+            sandbox = Sandbox(
+                guest, job, out, lambda step: self._say("step", name, step, begin=begin)
+            )
+            self.sandboxes[name] = sandbox
+            try:
+                sandbox.build(scratch / TAR)
+            finally:
+                del self.sandboxes[name]
+        facts = manifest.describe(
+            planner.components[name],
+            planner.inputs[name],
+            scratch / TAR,
+            source=identity,
+            seconds=sandbox.seconds,
+            guest=guest.name,
+            ledger={},
+        )
+        with open(log, "rb") as text, gzip.open(scratch / LOG, "wb") as packed:
+            packed.writelines(text)
+        files = {each: scratch / each for each in (TAR, LOG)}
+        builder.store.put(planner.key(name), files, facts)
+
+    def _job(self, name: str, source: Path | None) -> Job:
+        """What the sandbox needs; raises BuildError when an artifact of the sysroot is gone."""
+        planner, store = self.builder.planner, self.builder.store
+        component = planner.components[name]
+        sysroot = []
+        for need in planner.order:
+            if need in planner.inputs[name].sysroot:
+                artifact = store.get(planner.key(need))
+                if artifact is None:
+                    raise BuildError(f"{name}: the artifact of {need} is gone or damaged")
+                sysroot.append(artifact.tar)
+        patches = tuple((planner.patch(each.file), each.strip) for each in component.chunk.patches)
+        return Job(component, source, tuple(sysroot), patches, planner.platform.triplet)
+
+    @contextlib.contextmanager
+    def _source(self, name: str, scratch: Path) -> Iterator[tuple[Path | None, str]]:
+        """The source of a component, and its commit or SHA-256."""
+        chunk, sources = self.builder.planner.components[name].chunk, self.builder.sources
+        if chunk.tarball:
+            yield sources.tarball(chunk), chunk.sha256
+        elif chunk.repo:
+            commit = sources.commit(chunk)
+            with sources.checkout(chunk, commit, scratch) as folder:
+                yield folder, commit
+        else:
+            yield None, ""

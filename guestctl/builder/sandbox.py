@@ -1,0 +1,216 @@
+"""One component, built in one pristine guest: sysroot and source in, artifact out.
+
+The guest's share becomes the root that the build sees. It holds what the component needs and
+nothing else; /tools lends what the sysroot lacks. Paths, environment, host name and times are the
+same in every build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from guestctl import Guest, Process, collect, stage
+from guestctl.builder.components import Component
+from guestctl.definitions import Device
+from guestctl.errors import BuildError
+
+__all__ = ["EPOCH", "Job", "Sandbox"]
+
+# All files of artifacts that are younger get this time.
+EPOCH = 1_700_000_000
+_ROOT = "/work"
+_DESTDIR = "/inst"
+_SHELL = "/tools/bin/sh"
+_STEP_TIMEOUT = 6 * 3600.0
+_IDLE_TIMEOUT = 3600.0
+_PREPARE_TIMEOUT = 600.0
+
+# What scripts call by its path, and /tools/bin's name of it.
+_LENT = {
+    "/bin/sh": "sh",
+    "/bin/pwd": "pwd",
+    "/usr/bin/env": "env",
+}
+
+_FURNISH = """
+mkdir -p /bin /usr/bin /build /tmp /var/tmp {destdir}
+chmod 1777 /tmp /var/tmp
+lend() {{ [ -e "$1" ] || [ -L "$1" ] || [ ! -e "$2" ] || ln -s "$2" "$1"; }}
+{lent}
+"""
+
+# An archive with one folder at its top is that folder.
+_UNPACK = """
+cd /build
+set -- .source/* .source/.[!.]*
+kept=
+for each; do [ -e "$each" ] || [ -L "$each" ] || continue; kept="$kept x"; only=$each; done
+if [ "$kept" = " x" ] && [ -d "$only" ] && [ ! -L "$only" ]
+then mv "$only" {name}; rmdir .source
+else mv .source {name}
+fi
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a build needs. `source` is an archive or a folder of files, or None; `sysroot` are
+    artifacts in the order in which they are staged; `patches` are files with their -p number.
+    """
+
+    component: Component
+    source: Path | None
+    sysroot: tuple[Path, ...]
+    patches: tuple[tuple[Path, int], ...]
+    triplet: str
+
+
+@dataclass
+class Sandbox:
+    """A leased guest while it builds one component. `seconds` are those of each step."""
+
+    guest: Guest
+    job: Job
+    log: BinaryIO
+    step: Callable[[str], None] = lambda _name: None
+    seconds: dict[str, float] = field(default_factory=dict)
+    _running: Process | None = None
+    _stopped: bool = False
+
+    def build(self, out: Path) -> None:
+        """Builds, and collects the artifact into `out`.
+
+        :raise BuildError: a command failed, or there is nothing to collect.
+        :raise GuestLost: the guest died.
+        """
+        name = self.job.component.name
+        with self._timed("stage"):
+            for artifact in self.job.sysroot:
+                stage(artifact, self.guest.work)
+            if self.job.source is not None:
+                stage(self.job.source, self.guest.work, into="build/.source")
+            self._stage_patches()
+        with self.guest.mounted():
+            with self._timed("prepare"):
+                self._prepare()
+            for step, commands in self.job.component.steps:
+                with self._timed(step):
+                    for command in commands:
+                        self._shell(command, f"/build/{name}", what=f"{step}-commands")
+            with self._timed("devices"):
+                for device in self.job.component.chunk.devices:
+                    self._shell(_node(device), "/", what="devices")
+        with self._timed("collect"):
+            collect(self.guest.work, out, path=_DESTDIR.strip("/"), mtime=EPOCH)
+
+    def stop(self) -> None:
+        """Cancels what runs, from another thread: `build` then fails."""
+        self._stopped = True
+        running = self._running
+        if running is not None:
+            running.cancel()
+
+    # --- steps ----------------------------------------------------------------------------------
+
+    def _stage_patches(self) -> None:
+        """Puts the patches where `patch` finds them in the guest, by their numbers."""
+        with tempfile.TemporaryDirectory() as folder:
+            for number, (patch, _strip) in enumerate(self.job.patches):
+                shutil.copyfile(patch, Path(folder, f"{number:04d}.patch"))
+            if self.job.patches:
+                stage(folder, self.guest.work, into="build/.patches")
+
+    def _prepare(self) -> None:
+        """The folders that a build expects, what the sysroot lacks, the source under its name."""
+        name = shlex.quote(self.job.component.name)
+        lent = "\n".join(f"lend {path} /tools/bin/{tool}" for path, tool in _LENT.items())
+        self._shell(_FURNISH.format(destdir=_DESTDIR, lent=lent), "/", what="prepare")
+        unpack = _UNPACK.format(name=name) if self.job.source else f"mkdir -p /build/{name}"
+        self._shell(unpack, "/", what="prepare")
+        for number, (_patch, strip) in enumerate(self.job.patches):
+            command = f"patch -p{strip} -i ../.patches/{number:04d}.patch"
+            self._shell(command, f"/build/{self.job.component.name}", what="patches")
+
+    def _shell(self, command: str, cwd: str, *, what: str) -> None:
+        """One command in the sysroot; raises BuildError when it fails."""
+        if self._stopped:
+            raise BuildError(f"{self.job.component.name}: stopped")
+        self.log.write(b"$ " + command.strip().encode() + b"\n")
+        self._running = self.guest.start(
+            [_SHELL, "-ec", f"echo guestctl >/proc/sys/kernel/hostname; {command}"],
+            root=_ROOT,
+            cwd=cwd,
+            env=self._environment(),
+            log=self.log,
+            timeout=_STEP_TIMEOUT,
+            idle_timeout=_IDLE_TIMEOUT,
+        )
+        try:
+            if self._stopped:
+                self._running.cancel()
+            result = self._running.wait()
+        finally:
+            self._running = None
+        if result.status:
+            line = command.strip().splitlines()[0]
+            raise BuildError(
+                f"{self.job.component.name}: {what}: {line}: {result.describe()}",
+            )
+
+    def _environment(self) -> Mapping[str, str]:
+        chunk = self.job.component.chunk
+        jobs = min(chunk.max_jobs or self.guest.jobs, self.guest.jobs)
+        triplet = self.job.triplet
+        return {
+            "HOME": "/tmp",
+            "LANG": "C",
+            "LC_ALL": "C",
+            "TZ": "UTC",
+            "USER": "root",
+            "LOGNAME": "root",
+            "SHELL": _SHELL,
+            "SOURCE_DATE_EPOCH": str(EPOCH),
+            "KBUILD_BUILD_USER": "guestctl",
+            "KBUILD_BUILD_HOST": "guestctl",
+            "KBUILD_BUILD_TIMESTAMP": f"@{EPOCH}",
+            "KBUILD_BUILD_VERSION": "1",
+            "BUILD": triplet,
+            "HOST": triplet,
+            "TARGET": triplet,
+            "MORPH_ARCH": self.guest.arch,
+            "PREFIX": chunk.prefix,
+            "DESTDIR": _DESTDIR,
+            "JOBS": str(jobs),
+            "MAKEFLAGS": f"-j{jobs}",
+            **chunk.environment,
+        }
+
+    @contextlib.contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        """Adds the time that the block takes to the step's."""
+        self.step(step)
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - begin
+            self.seconds[step] = self.seconds.get(step, 0.0) + spent
+
+
+def _node(device: Device) -> str:
+    """The command that makes a device node in the artifact."""
+    path = shlex.quote(f"{_DESTDIR}/{device.filename.lstrip('/')}")
+    numbers = "" if device.type == "p" else f" {device.major} {device.minor}"
+    return (
+        f"mkdir -p {shlex.quote(str(Path(_DESTDIR, device.filename.lstrip('/')).parent))};"
+        f" mknod -m {device.permissions} {path} {device.type}{numbers};"
+        f" chown {device.uid}:{device.gid} {path}; chmod {device.permissions} {path}"
+    )
