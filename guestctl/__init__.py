@@ -15,7 +15,9 @@ from guestctl.version import __version__
 if TYPE_CHECKING:
     from guestctl.errors import (
         ArchiveError,
+        BuildError,
         CommandFailed,
+        DefinitionError,
         GuestctlError,
         GuestLost,
         HostLacks,
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ArchiveError": "errors",
+    "BuildError": "errors",
     "CommandFailed": "errors",
+    "DefinitionError": "errors",
     "GuestLost": "errors",
     "GuestctlError": "errors",
     "HostLacks": "errors",
@@ -55,7 +59,9 @@ _HOMES = {
 __all__ = [
     "PIPE",
     "ArchiveError",
+    "BuildError",
     "CommandFailed",
+    "DefinitionError",
     "Guest",
     "GuestLost",
     "GuestctlError",

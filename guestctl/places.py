@@ -23,6 +23,7 @@ class Places:
     cache: Path
     runtime: Path
     config: Path
+    data: Path
 
     @classmethod
     def of_user(cls) -> Places:
@@ -31,6 +32,7 @@ class Places:
             cache=Path(platformdirs.user_cache_dir(_APP)),
             runtime=_runtime(),
             config=Path(platformdirs.user_config_dir(_APP)),
+            data=Path(platformdirs.user_data_dir(_APP)),
         )
 
 

@@ -28,4 +28,4 @@ def own_places(tmp_path: Path, places: Places) -> Places:
     for name in ("cache", "run", "config"):
         (tmp_path / name).mkdir(mode=0o700)
     (tmp_path / "cache" / "images").symlink_to(places.cache / "images")
-    return Places(tmp_path / "cache", tmp_path / "run", tmp_path / "config")
+    return Places(tmp_path / "cache", tmp_path / "run", tmp_path / "config", tmp_path / "data")

@@ -68,7 +68,7 @@ def files_of(tar: Path, products: Sequence[Product] = ()) -> Iterator[dict[str, 
         for entry in archive:
             path = _text(entry.pathname)
             facts: dict[str, Any] = {
-                "path": path,
+                "path": path.rstrip("/"),
                 "type": _TYPES.get(stat.S_IFMT(entry.filetype), "other"),
                 "mode": f"{entry.mode & 0o7777:04o}",
                 "uid": entry.uid,
@@ -84,7 +84,7 @@ def files_of(tar: Path, products: Sequence[Product] = ()) -> Iterator[dict[str, 
                 facts["size"] = entry.size
                 facts["sha256"] = digest.hexdigest()
             for name, patterns in rules:
-                if any(pattern.search(path.strip("/")) for pattern in patterns):
+                if any(pattern.search(facts["path"]) for pattern in patterns):
                     facts["product"] = name
                     break
             yield facts

@@ -16,6 +16,8 @@ __all__ = ["main", "program"]
 
 # Noun: (its module, the command there, one line of help). A module is loaded when it is used.
 _NOUNS = {
+    "artifact": ("artifact", "group", "Look at what was built, take it out, remove it."),
+    "build": ("build", "build", "Build components from definitions, in pristine guests."),
     "doctor": ("doctor", "doctor", "Check what this host has and lacks."),
     "image": ("image", "group", "Build and manage the images that guests boot."),
     "pool": ("pool", "group", "Bring pools of guests up, look at them, take them down."),

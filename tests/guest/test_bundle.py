@@ -26,7 +26,7 @@ def test_an_imported_image_is_the_same_and_boots(
     exported: Path, armv5l_image: Image, tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir(mode=0o700)
-    elsewhere = Places(tmp_path / "cache", tmp_path / "run", tmp_path / "config")
+    elsewhere = Places(tmp_path / "cache", tmp_path / "run", tmp_path / "config", tmp_path / "data")
     made = bundle.import_(exported, cache_dir=elsewhere.cache)
     assert made.id == armv5l_image.id
     assert made.root.read_bytes() == armv5l_image.root.read_bytes()

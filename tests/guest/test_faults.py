@@ -204,7 +204,7 @@ def test_a_run_that_is_killed_takes_its_guest_along(
     qemu = (
         Pool.attach(
             found[0].parent.parent.name,
-            places=Places(own_places.cache, pools.parent, own_places.config),
+            places=dataclasses.replace(own_places, runtime=pools.parent),
         )
         ._dir.guests()[0]
         .qemu()

@@ -1,0 +1,147 @@
+"""`guestctl artifact`: what was built, and its keeping."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from guestctl.cli.output import json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from guestctl.builder.store import Artifact, Store
+
+__all__ = ["group"]
+
+
+@click.group()
+def group() -> None:
+    """Look at the artifacts that were built, take them out, remove them.
+
+    An artifact is named by its component, for the newest, or by the beginning of its key.
+
+    \b
+    Example:
+      guestctl artifact list
+    """
+
+
+def _store() -> Store:
+    from guestctl.builder.store import Store
+    from guestctl.places import Places
+
+    return Store(Places.of_user().data)
+
+
+@group.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the artifacts, the last used first.
+
+    \b
+    Example:
+      guestctl artifact list --json
+    """
+    found = _store().all()
+    if as_json:
+        print_json({"artifacts": [_row(each) for each in found]})
+        return
+    rows = [
+        (each.name, each.manifest["arch"], each.key[:16], each.size >> 10, _when(each.used))
+        for each in found
+    ]
+    print_table(("NAME", "ARCH", "KEY", "KIB", "USED"), rows)
+
+
+@group.command()
+@click.argument("artifact")
+@json_option
+def show(artifact: str, as_json: bool) -> None:
+    """Show what ARTIFACT holds and what it was made from.
+
+    \b
+    Example:
+      guestctl artifact show hello
+    """
+    found = _store().find(artifact)
+    if as_json:
+        print_json({**_row(found), "manifest": dict(found.manifest)})
+        return
+    facts = found.manifest
+    click.echo(f"{found.name} {facts['arch']} {found.key}")
+    click.echo(f"{found.tar}")
+    steps = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in facts["seconds"].items())
+    click.echo(f"built in {facts['guest']}: {steps}\n")
+    rows = [
+        (f["mode"], f"{f['uid']}:{f['gid']}", f.get("size", ""), f["path"], f.get("target", ""))
+        for f in facts["files"]
+    ]
+    print_table(("MODE", "OWNER", "SIZE", "PATH", "TARGET"), rows)
+
+
+@group.command()
+@click.argument("artifact")
+@click.argument("tree")
+def extract(artifact: str, tree: str) -> None:
+    """Stage ARTIFACT into the virtfs tree TREE.
+
+    \b
+    Example:
+      guestctl artifact extract hello tree
+    """
+    from guestctl import stage
+    from guestctl.errors import BuildError
+
+    store = _store()
+    found = store.get(store.find(artifact).key)
+    if found is None:
+        raise BuildError(f"{artifact}: the artifact was damaged, and is removed")
+    report = stage(found.tar, tree)
+    for line in report.warnings:
+        click.echo(f"warning: {line}", err=True)
+    click.echo(f"{found.name}: {report.entries} entries")
+
+
+@group.command()
+@click.argument("artifact")
+def remove(artifact: str) -> None:
+    """Remove ARTIFACT. It is built again when it is needed.
+
+    \b
+    Example:
+      guestctl artifact remove hello
+    """
+    store = _store()
+    found = store.find(artifact)
+    store.remove(found.key)
+    click.echo(f"removed {found.name} {found.key[:16]}")
+
+
+@group.command()
+@click.option("--max-bytes", type=click.IntRange(0), required=True, help="What may stay, in bytes.")
+def gc(max_bytes: int) -> None:
+    """Remove what was not used for longest, until the rest is small enough.
+
+    \b
+    Example:
+      guestctl artifact gc --max-bytes 10000000000
+    """
+    for gone in _store().collect_garbage(max_bytes):
+        click.echo(f"removed {gone.name} {gone.key[:16]}")
+
+
+def _row(artifact: Artifact) -> dict[str, object]:
+    return {
+        "name": artifact.name,
+        "arch": artifact.manifest.get("arch"),
+        "key": artifact.key,
+        "file": str(Path(artifact.tar)),
+        "bytes": artifact.size,
+        "used": artifact.used,
+    }
+
+
+def _when(stamp: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp))

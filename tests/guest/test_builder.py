@@ -1,0 +1,230 @@
+"""The builder in real guests: three small components, from an empty sysroot."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from guestctl import BuildError, Pool
+from guestctl.builder.components import load_project
+from guestctl.builder.plan import Planner, Platform
+from guestctl.builder.run import Builder, Event, Outcome
+from guestctl.builder.sources import Sources
+from guestctl.builder.store import Store
+from guestctl.image import Image
+from guestctl.places import Places
+
+LIBRARY = {
+    "say.h": "long say(const char *text, long size);\n",
+    "say.c": """\
+#include "say.h"
+long say(const char *text, long size)
+{
+	register long r0 __asm__("r0") = 1, r7 __asm__("r7") = 4;
+	register const char *r1 __asm__("r1") = text;
+	register long r2 __asm__("r2") = size;
+	__asm__ volatile("svc 0" : "+r"(r0) : "r"(r1), "r"(r2), "r"(r7) : "memory");
+	return r0;
+}
+""",
+    "configure": """\
+#!/bin/sh
+[ "$1" = --build=arm-linux-gnueabi ] || exit 9
+printf 'CFLAGS = -O2\\n' > config.mk
+""",
+    "Makefile": """\
+include config.mk
+libsay.a: say.o
+	$(AR) rc $@ say.o
+install: libsay.a
+	mkdir -p $(DESTDIR)/usr/lib $(DESTDIR)/usr/include
+	cp libsay.a $(DESTDIR)/usr/lib
+	cp say.h $(DESTDIR)/usr/include
+""",
+}
+PROGRAM = {
+    "hello.c": """\
+#include <say.h>
+void _start(void)
+{
+	say("hello\\n", 6);
+	register long r0 __asm__("r0") = 0, r7 __asm__("r7") = 1;
+	__asm__ volatile("svc 0" : : "r"(r0), "r"(r7));
+	__builtin_unreachable();
+}
+""",
+}
+STRATUM = """\
+name: small
+kind: stratum
+chunks:
+- name: say
+  build-system: autotools
+  tarball: {say}
+  sha256: {say_digest}
+- name: hello
+  tarball: {hello}
+  sha256: {hello_digest}
+  build-depends: [say]
+  patches: [{{file: patches/loud.patch}}]
+  build-commands:
+  - cc -O2 -nostdlib -static -ffreestanding -o hello hello.c -lsay
+  install-commands:
+  - mkdir -p $DESTDIR/bin
+  - cp hello $DESTDIR/bin/hello
+  - chmod 4755 $DESTDIR/bin/hello
+- name: files
+  build-depends: [hello]
+  install-commands:
+  - '[ "$(/bin/hello)" = HELLO ]'
+  - test -e /usr/include/say.h
+  - '[ "$(hostname) $PWD $SOURCE_DATE_EPOCH" = "guestctl /build/files 1700000000" ]'
+  - mkdir $DESTDIR/etc
+  - echo {word} > $DESTDIR/etc/word
+  - ls / > $DESTDIR/etc/root
+  devices:
+  - {{filename: /dev/console, type: c, major: 5, minor: 1, permissions: '0620', gid: 5}}
+"""
+PATCH = """\
+--- a/hello.c
++++ b/hello.c
+@@ -2,3 +2,3 @@
+ void _start(void)
+ {
+-	say("hello\\n", 6);
++	say("HELLO\\n", 6);
+"""
+
+Make = Callable[..., tuple[Builder, list[Event]]]
+
+
+def tarball(path: Path, top: str, files: dict[str, str]) -> str:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(f"{top}/{name}")
+            entry.size = len(text)
+            entry.mode = 0o755 if name == "configure" else 0o644
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("builder")
+
+
+@pytest.fixture(scope="module")
+def make(folder: Path, armv5l_image: Image) -> Make:
+    say, hello = folder / "say-1.0.tar.gz", folder / "hello.tar.gz"
+    values = {
+        "say": say,
+        "say_digest": tarball(say, "say-1.0", LIBRARY),
+        "hello": hello,
+        "hello_digest": tarball(hello, ".", PROGRAM),
+    }
+
+    def made(data: Path, word: str = "first") -> tuple[Builder, list[Event]]:
+        definitions = data / "definitions"
+        (definitions / "patches").mkdir(parents=True, exist_ok=True)
+        (definitions / "patches" / "loud.patch").write_text(PATCH)
+        (definitions / "small.morph").write_text(STRATUM.format(word=word, **values))
+        store, sources = Store(data), Sources(data / "sources", {}, {})
+        project = load_project(definitions, "armv5l")
+        platform = Platform("armv5l", "arm-linux-gnueabi", {"image": armv5l_image.id})
+        events: list[Event] = []
+        planner = Planner(project, platform, store, sources)
+        return Builder(planner, store, sources, data, listener=events.append), events
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def built(folder: Path, make: Make, places: Places) -> tuple[Builder, Outcome]:
+    builder, _events = make(folder / "data")
+    return builder, builder.build(["small"], lambda _work: Pool("armv5l", 1, places=places)).check()
+
+
+def listing(path: Path) -> list[str]:
+    command = ["tar", "--zstd", "--numeric-owner", "-tvf", str(path)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def test_three_components_are_built_from_nothing(built: tuple[Builder, Outcome]) -> None:
+    _builder, outcome = built
+    assert outcome.built == ["say", "hello", "files"]
+    lines = listing(outcome.artifacts["files"].tar)
+    assert any(line.startswith("crw--w---- 0/5") and "5,1" in line for line in lines), lines
+    lines = listing(outcome.artifacts["hello"].tar)
+    assert any(line.startswith("-rwsr-xr-x 0/0") for line in lines), lines
+
+
+def test_what_was_lent_is_in_no_artifact(built: tuple[Builder, Outcome]) -> None:
+    names = {
+        entry["path"]
+        for artifact in built[1].artifacts.values()
+        for entry in artifact.manifest["files"]
+    }
+    assert not any("tools" in name or name.endswith("bin/sh") for name in names)
+
+
+def test_the_manifest_tells_the_whole_story(built: tuple[Builder, Outcome]) -> None:
+    facts = built[1].artifacts["hello"].manifest
+    assert {"stage", "prepare", "build", "install", "collect"} <= set(facts["seconds"])
+    assert facts["spdx"]["spdxVersion"] == "SPDX-2.3"
+    entry = next(each for each in facts["files"] if each["path"].endswith("bin/hello"))
+    assert (entry["mode"], entry["uid"]) == ("4755", 0)
+
+
+def test_only_the_leaf_is_built_again_and_bytes_are_the_same_elsewhere(
+    built: tuple[Builder, Outcome], folder: Path, make: Make, places: Places
+) -> None:
+    builder, _events = make(folder / "data", word="second")
+    assert builder.planner.missing(["small"]) == ["files"]
+    again, _events = make(folder / "elsewhere")
+    with Pool("armv5l", 1, places=places) as pool:
+
+        class Kept:
+            def __enter__(self) -> Pool:
+                return pool
+
+            def __exit__(self, *_: object) -> None:
+                pass
+
+        outcome = again.build(["hello"], lambda _work: Kept()).check()  # type: ignore[arg-type, return-value]
+        assert builder.build(["small"], lambda _work: Kept()).built == ["files"]  # type: ignore[arg-type, return-value]
+    for name in ("say", "hello"):
+        assert outcome.artifacts[name].tar.read_bytes() == built[1].artifacts[name].tar.read_bytes()
+
+
+def test_a_failure_says_which_command_and_stops_what_needs_it(
+    folder: Path, make: Make, places: Places
+) -> None:
+    builder, events = make(folder / "failing")
+    path = folder / "failing" / "definitions" / "small.morph"
+    path.write_text(path.read_text().replace("-lsay\n", "-lsay -lmissing\n"))
+    builder, events = _again(builder, path.parent, folder / "failing", events)
+    outcome = builder.build(["small"], lambda _work: Pool("armv5l", 1, places=places))
+    assert outcome.built == ["say"]
+    assert outcome.stopped == ["files"]
+    with pytest.raises(BuildError, match=r"hello: build-commands: cc .* status 1"):
+        outcome.check()
+    assert b"cannot find -lmissing" in outcome.logs["hello"].read_bytes()
+    assert not list((folder / "failing" / "scratch").iterdir())
+
+
+def _again(
+    builder: Builder, definitions: Path, data: Path, events: list[Event]
+) -> tuple[Builder, list[Event]]:
+    planner = Planner(
+        load_project(definitions, "armv5l"),
+        builder.planner.platform,
+        builder.store,
+        builder.sources,
+    )
+    return Builder(planner, builder.store, builder.sources, data, listener=events.append), events
