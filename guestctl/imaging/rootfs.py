@@ -64,12 +64,12 @@ def build_root(
         commands[entry.name] = [match[1] for match in found if match]
     _complete(tree, recipe)
     _add_static(tree, recipe, static, commands, STATIC)
-    add_tools(step, tree, recipe)
-    _add_static(tree, recipe, static, commands, "tools/bin")
     for path, target in recipe.links.items():
         tree.link(path, target)
         if not tree.resolve(path):
             raise ImageError(f"links: {path}: there is no {target} to link to")
+    add_tools(step, tree, recipe)
+    _add_static(tree, recipe, static, commands, "tools/bin")
     write_squashfs(step, tree, step.out / "root")
 
 
