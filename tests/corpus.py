@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Handmade", "Member", "every_type", "members", "tar_bytes", "write_every_type"]
+__all__ = [
+    "Handmade",
+    "Member",
+    "cpio_newc",
+    "every_type",
+    "members",
+    "tar_bytes",
+    "write_every_type",
+]
 
 NS = 1_600_000_000_123_456_789
 
@@ -92,6 +100,17 @@ def tar_bytes(wanted: Iterator[Member] | list[Member], *, end: bool = True) -> b
     if end:
         tar.close()
     return out.getvalue()
+
+
+def cpio_newc(*rows: tuple[str, int, int, int, bytes]) -> bytes:
+    """A cpio of (name, mode, inode, links, content), which can hold sockets."""
+    out = b""
+    for name, mode, ino, nlink, data in (*rows, ("TRAILER!!!", 0, 0, 1, b"")):
+        fields = [ino, mode, 0, 0, nlink, 1000, len(data), 0, 0, 0, 0, len(name) + 1, 0]
+        out += b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
+        out += bytes(-len(out) % 4) + data
+        out += bytes(-len(out) % 4)
+    return out
 
 
 def write_every_type(path: Path) -> Path:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from guestctl.archive.sparse import HOLE, data_regions
 from guestctl.errors import ArchiveError, GuestctlError
 from guestctl.translate import Limits, collect, list_tree, stage
 from guestctl.tree.state import is_partial
-from tests.corpus import Member, directory, every_type, hardlink, symlink, tar_bytes
+from tests.corpus import Member, cpio_newc, directory, every_type, hardlink, symlink, tar_bytes
 
 
 def run(*argv: str | Path, **options) -> subprocess.CompletedProcess[bytes]:
@@ -147,16 +148,6 @@ def test_a_debian_package(tmp_path, kind):
     (tmp_path / "p.deb").write_bytes(package[: -len(data) // 2])
     with pytest.raises(ArchiveError):
         stage(tmp_path / "p.deb", tmp_path / "tree2")
-
-
-def cpio_newc(*rows: tuple[str, int, int, int, bytes]) -> bytes:
-    out = b""
-    for name, mode, ino, nlink, data in (*rows, ("TRAILER!!!", 0, 0, 1, b"")):
-        fields = [ino, mode, 0, 0, nlink, 1000, len(data), 0, 0, 0, 0, len(name) + 1, 0]
-        out += b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
-        out += bytes(-len(out) % 4) + data
-        out += bytes(-len(out) % 4)
-    return out
 
 
 def test_cpio_links_whose_content_comes_last(tmp_path):
@@ -394,3 +385,20 @@ def test_names_cut_at_a_slash_are_no_directories(tmp_path):
         name = "a" * (length - 1) + "/" + "b" * 120
         stage(io.BytesIO(tar_bytes([Member(name, data=b"x")])), tmp_path / f"t{length}")
         assert (tmp_path / f"t{length}" / name).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("at", [0, 1, 4096, 65535, 65536, 70000, 196608, 262143, 299999])
+def test_holes_that_begin_and_end_anywhere(tmp_path, at):
+    """Data that starts within a grain, right at a page, at the end: whole, and in finite time."""
+    with open(tmp_path / "f", "wb") as out:
+        os.pwrite(out.fileno(), b"data", at)
+        out.truncate(max(300_000, at + 4))
+    with open(tmp_path / "f", "rb") as source:
+        size = os.fstat(source.fileno()).st_size
+        regions = data_regions(source.fileno(), size)
+    whole = bytearray(size)
+    content = (tmp_path / "f").read_bytes()
+    for offset, length in regions or []:
+        assert offset % HOLE == 0
+        whole[offset : offset + length] = content[offset : offset + length]
+    assert whole == content and sum(length for _, length in regions or []) <= 2 * HOLE

@@ -21,14 +21,13 @@ def data_regions(fd: int, size: int) -> list[tuple[int, int]] | None:
     at = 0
     while at < size:
         try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
+            found = os.lseek(fd, at, os.SEEK_DATA)
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
             break
-        start -= start % HOLE
-        end = min(os.lseek(fd, start if start > at else at, os.SEEK_HOLE), size)
-        at = max(start, at)
+        end = min(os.lseek(fd, found, os.SEEK_HOLE), size)
+        at = max(found - found % HOLE, at)
         while at < end:
             length = min(HOLE, size - at)
             data = os.pread(fd, length, at)

@@ -1,93 +1,13 @@
-"""Shares: what the guest writes is what the host finds, on both models; roots and /tools."""
+"""Shares: whose the files on the host are; roots and /tools. What is in them: test_oracle.py."""
 
 from __future__ import annotations
 
-import io
 import os
 import stat
-import tarfile
-from pathlib import Path
 
 import pytest
 
-from guestctl import Guest, collect, stage
-
-SETUP = r"""
-set -e
-cd /work
-mkdir -m 1777 dir
-echo data >dir/file
-chown 1234:4321 dir/file
-chmod 4755 dir/file
-ln dir/file dir/hard
-ln -s ../no/such dir/soft
-mknod dir/null c 1 3
-mknod dir/disk b 300 70000
-mkfifo -m 600 dir/fifo
-printf x >"$(printf 'dir/\377name')"
-touch -d @-5.5 dir/old 2>/dev/null || touch dir/old
-"""
-
-
-def test_what_a_guest_makes_is_collected(shared_guest: Guest, tmp_path: Path) -> None:
-    with shared_guest.mounted():
-        shared_guest.run(["bash", "-c", SETUP], timeout=60).check()
-    collect(shared_guest.work, tmp_path / "out.tar")
-    with tarfile.open(tmp_path / "out.tar", encoding="utf-8", errors="surrogateescape") as tar:
-        members = {member.name.removeprefix("./").rstrip("/"): member for member in tar}
-    file = members["dir/file"]
-    assert (file.uid, file.gid, file.mode) == (1234, 4321, 0o4755)
-    assert members["dir"].mode == 0o1777
-    hard = members["dir/hard"]
-    assert hard.islnk() or file.islnk()
-    assert members["dir/soft"].linkname == "../no/such"
-    null = members["dir/null"]
-    assert (null.ischr(), null.devmajor, null.devminor) == (True, 1, 3)
-    disk = members["dir/disk"]
-    assert (disk.isblk(), disk.devmajor, disk.devminor) == (True, 300, 70000)
-    assert members["dir/fifo"].isfifo()
-    assert members[b"dir/\xffname".decode(errors="surrogateescape")].size == 1
-    assert not any("virtfs" in name for name in members)
-
-
-def test_what_is_staged_is_what_a_guest_sees(shared_guest: Guest, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "in.tar", "w") as tar:
-        for name, kind, mode, facts in (
-            ("d", tarfile.DIRTYPE, 0o2750, {"uid": 7, "gid": 8}),
-            ("d/setuid", tarfile.REGTYPE, 0o4711, {"uid": 0, "gid": 50}),
-            ("d/link", tarfile.SYMTYPE, 0o777, {"linkname": "setuid"}),
-            ("d/hard", tarfile.LNKTYPE, 0o644, {"linkname": "d/setuid"}),
-            ("d/tty", tarfile.CHRTYPE, 0o620, {"devmajor": 5, "devminor": 70000, "gid": 5}),
-            ("d/pipe", tarfile.FIFOTYPE, 0o600, {}),
-        ):
-            member = tarfile.TarInfo(name)
-            member.type, member.mode, member.mtime = kind, mode, 1_000_000_000
-            for key, value in facts.items():
-                setattr(member, key, value)
-            content = b"content" if kind == tarfile.REGTYPE else b""
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    stage(tmp_path / "in.tar", shared_guest.work)
-    with shared_guest.mounted():
-        argv = ["stat", "-c", "%n %F %a %u:%g %h %t:%T %Y"]
-        argv += ["d/setuid", "d/link", "d/hard", "d/tty", "d/pipe", "d"]
-        seen = shared_guest.run(argv, timeout=60).check().stdout.decode().splitlines()
-        read = shared_guest.run(["cat", "d/link"], timeout=60).check().stdout
-        # QEMU's defects are not triggered by what we have written.
-        script = "mv d/setuid d/moved && ln d/tty d/tty2 && rm -rf d && ls -A"
-        left = shared_guest.run(["sh", "-c", script], timeout=60).check().stdout
-    # QEMU counts its own metadata folder among a directory's.
-    links = 3 if shared_guest.work.security_model == "mapped-file" else 2
-    assert seen == [
-        "d/setuid regular file 4711 0:50 2 0:0 1000000000",
-        "d/link symbolic link 777 0:0 1 0:0 1000000000",
-        "d/hard regular file 4711 0:50 2 0:0 1000000000",
-        "d/tty character special file 620 0:5 1 5:11170 1000000000",
-        "d/pipe fifo 600 0:0 1 0:0 1000000000",
-        f"d directory 2750 7:8 {links} 0:0 1000000000",
-    ]
-    assert read == b"content"
-    assert left == b""
+from guestctl import Guest
 
 
 def test_the_hosts_files_stay_the_users_own(shared_guest: Guest) -> None:
