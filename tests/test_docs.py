@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from guestctl import session, wire
 from guestctl.cli.main import program
+from guestctl.definitions import BUILD_SYSTEMS, Chunk, Stratum, System
 from guestctl.recipe import parse_lock
 from guestctl.targets import TARGETS
 
@@ -75,6 +77,18 @@ def test_commands_in_the_readme_can_be_typed(page: str, words: list[str]) -> Non
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("shape", [Chunk, Stratum, System], ids=lambda shape: shape.__name__)
+def test_every_key_of_definitions_is_documented(shape: type[Chunk]) -> None:
+    text = (ROOT / "docs" / "definitions.md").read_text()
+    keys = {field.name.replace("_", "-") for field in dataclasses.fields(shape)} - {"place"}
+    assert {key for key in keys if f"`{key}`" not in text} == set()
+
+
+def test_every_build_system_is_documented() -> None:
+    text = (ROOT / "docs" / "definitions.md").read_text()
+    assert {name for name in BUILD_SYSTEMS if f"`{name}`" not in text} == set()
 
 
 def test_the_demo_is_locked() -> None:

@@ -64,3 +64,13 @@ def test_imports_point_down(path: Path) -> None:
 
 def test_every_module_has_a_layer() -> None:
     assert {top(path) for path in modules()} == set(LAYERS)
+
+
+# What a builder of somebody else's could import: `from guestctl import …`, and these.
+PUBLIC = {"builder", "definitions", "document", "errors", "version"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "builder").glob("*.py")), ids=lambda p: p.name)
+def test_the_builder_uses_nothing_but_what_is_public(path: Path) -> None:
+    names = {name for name in imported(path) if name in LAYERS}
+    assert names <= PUBLIC, f"{path.name} imports {sorted(names - PUBLIC)}"
