@@ -106,17 +106,24 @@ void sink_kill(struct sink *s)
 	ring_free(&s->ring);
 }
 
+enum sink_result sink_swallow(struct sink *s, uint32_t length)
+{
+	if (s->window + length > CREDIT)
+		return SINK_EXCESS;
+	s->window += length;
+	s->consumed += length;
+	return SINK_OK;
+}
+
 enum sink_result sink_put(struct sink *s, const uint8_t *data, uint32_t length)
 {
 	size_t taken = 0;
 
 	if (s->window + length > CREDIT)
 		return SINK_EXCESS;
+	if (s->dead || s->fd < 0)
+		return sink_swallow(s, length);
 	s->window += length;
-	if (s->dead || s->fd < 0) {
-		s->consumed += length;
-		return SINK_OK;
-	}
 	if (ring_used(&s->ring) == 0) {
 		struct iovec piece = { (void *)(uintptr_t)data, length };
 

@@ -55,6 +55,8 @@ enum sink_result sink_put(struct sink *s, const uint8_t *data, uint32_t length);
 /* Write what waits. Sets dead when nobody reads any more. */
 void sink_write(struct sink *s);
 void sink_kill(struct sink *s);
+/* Take bytes that nobody will read. SINK_OK or SINK_EXCESS. */
+enum sink_result sink_swallow(struct sink *s, uint32_t length);
 bool sink_send_credit(struct sink *s, struct out *out, uint32_t id);
 /* The new session starts with a full credit, whatever still waits. */
 void sink_rewind(struct sink *s);

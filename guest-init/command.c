@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -147,6 +148,8 @@ void command_run(const struct launch *l)
 		launch_failed(AT_NAMESPACES, "prctl");
 	if (setsid() < 0)
 		launch_failed(AT_NAMESPACES, "setsid");
+	if (l->spec->tty && ioctl(STDIN_FILENO, TIOCSCTTY, 0) < 0)
+		launch_failed(AT_RESOURCES, "controlling terminal");
 	report_pid(outer_pid(l));
 	if (!l->plain)
 		allow_oom_kill();

@@ -16,7 +16,7 @@ static bool known(enum frame_direction direction, uint8_t type)
 	if (type >= T_DATA && type <= T_RESET)
 		return true;
 	if (direction == TO_GUEST)
-		return type >= T_HELLO && type <= T_ATTACH;
+		return type >= T_HELLO && type <= T_FORGET;
 	return type >= T_WELCOME && type <= T_LOG;
 }
 

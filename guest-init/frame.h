@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define PROTOCOL_VERSION 1
+#define PROTOCOL_VERSION 2
 
 enum {
 	FRAME_HEADER = 12,
@@ -19,7 +19,8 @@ enum {
 };
 
 enum frame_type {
-	T_HELLO = 0x01, T_SPEC, T_EXEC, T_SIGNAL, T_KILL, T_REQUEST, T_PING, T_ATTACH,
+	T_HELLO = 0x01, T_SPEC, T_EXEC, T_SIGNAL, T_KILL, T_REQUEST, T_PING, T_ATTACH, T_WINDOW,
+	T_FORGET,
 	T_DATA = 0x10, T_EOF, T_CREDIT, T_RESET,
 	T_WELCOME = 0x41, T_STARTED, T_EXIT, T_FAILED, T_REPLY, T_OPEN, T_PONG, T_LOG,
 };

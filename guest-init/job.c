@@ -26,7 +26,7 @@ struct job *job_new(struct agent *a, uint32_t id)
 		return NULL;
 	job->id = id;
 	job->attached = true;
-	job->start = job->result = job->mounts = -1;
+	job->start = job->result = job->mounts = job->terminal = -1;
 	job->in.fd = job->out[0].fd = job->out[1].fd = -1;
 	memset(job->slot, -1, sizeof(job->slot));
 	for (link = &a->jobs; *link; link = &(*link)->next)
@@ -53,6 +53,7 @@ void job_free(struct agent *a, struct job *job)
 	close_if(&job->start);
 	close_if(&job->result);
 	close_if(&job->mounts);
+	close_if(&job->terminal);
 	close_if(&job->in.fd);
 	close_if(&job->out[0].fd);
 	close_if(&job->out[1].fd);
@@ -92,30 +93,13 @@ void jobs_orphan(struct agent *a)
 			job_free(a, job);
 			continue;
 		}
-		if (job->state == JOB_TOLD) {
-			/* What was only about to leave has not been taken by anybody. */
-			if (job->told <= a->out.written) {
-				job_free(a, job);
-				continue;
-			}
+		/* Sent is not taken: the host may have died with it in the pipe. */
+		if (job->state == JOB_TOLD)
 			job->state = JOB_DRAINING;
-		}
 		if (job->attached) {
 			job->attached = false;
 			job->deadline = now_ms() + a->orphan_ms;
 		}
-	}
-}
-
-/* Forget the commands whose end has been written to the port completely. */
-void jobs_sent(struct agent *a)
-{
-	struct job *job, *next;
-
-	for (job = a->jobs; job; job = next) {
-		next = job->next;
-		if (job->state == JOB_TOLD && job->told <= a->out.written)
-			job_free(a, job);
 	}
 }
 

@@ -17,7 +17,7 @@ enum job_state {
 	JOB_STARTING,			/* forked, exec not yet known to have worked */
 	JOB_RUNNING,
 	JOB_DRAINING,			/* all its processes have ended */
-	JOB_TOLD,			/* EXIT or FAILED was put into the port's buffer */
+	JOB_TOLD,			/* EXIT or FAILED was sent, and waits for FORGET */
 };
 
 struct job {
@@ -33,6 +33,7 @@ struct job {
 	/* running */
 	pid_t supervisor, pid;		/* in the agent's PID namespace */
 	int start, result;		/* the pipes of the reports */
+	int terminal;			/* the command's end, held so that it never hangs up */
 	int mounts;			/* its mount namespace, held so that we end it, at once */
 	struct root *root;
 	struct sink in;
@@ -40,13 +41,13 @@ struct job {
 	struct start_report report;	/* the failure, if stage is not 0 */
 	int64_t started;		/* ms */
 	bool killed;
+	bool stdin_over;		/* an earlier session has ended it */
 
 	/* toward the host */
 	bool attached;			/* to the live session; otherwise an orphan */
 	int64_t deadline;		/* of an orphan */
 	bool announce;			/* STARTED is due */
 	unsigned turn;			/* of stdout and stderr */
-	uint64_t told;			/* position in the port's stream behind EXIT */
 
 	/* the outcome */
 	int status;
@@ -82,6 +83,5 @@ void jobs_watch(struct agent *a, int64_t *deadline);
 void jobs_run(struct agent *a);
 void jobs_reap(struct agent *a);
 void jobs_orphan(struct agent *a);
-void jobs_sent(struct agent *a);
 
 #endif

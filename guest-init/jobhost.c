@@ -98,6 +98,7 @@ static void attach(struct agent *a, uint32_t id)
 		return;
 	}
 	job->attached = true;
+	job->stdin_over = job->in.eof;
 	/* Otherwise it is due once the command has started. */
 	job->announce = job->state != JOB_STARTING;
 	source_rewind(&job->out[0]);
@@ -109,6 +110,11 @@ static void take_data(struct agent *a, struct job *job, const struct frame *fram
 {
 	int result;
 
+	if (job->stdin_over) {
+		/* The new session cannot know that there is none any more. */
+		sink_swallow(&job->in, frame->length);
+		return;
+	}
 	if (job->in.eof) {
 		session_broken(a, "DATA after EOF");
 		return;
@@ -120,6 +126,27 @@ static void take_data(struct agent *a, struct job *job, const struct frame *fram
 		agent_log(a, "job %u: no memory for its input", job->id);
 		job_kill(a, job);
 	}
+}
+
+static void set_window(struct job *job, const struct frame *frame)
+{
+	struct winsize window = window_of(frame->payload);
+
+	/* The kernel tells the foreground process group. */
+	if (job->terminal >= 0)
+		ioctl(job->terminal, TIOCSWINSZ, &window);
+}
+
+/* Nobody wants to know more of it: what still runs is killed, and freed when it is reaped. */
+static void forget(struct agent *a, struct job *job)
+{
+	if (job->state == JOB_TOLD || job->state == JOB_DRAINING) {
+		job_free(a, job);
+		return;
+	}
+	job->attached = false;
+	job->deadline = -1;
+	job_kill(a, job);
 }
 
 void jobs_frame(struct agent *a, const struct frame *frame)
@@ -142,6 +169,12 @@ void jobs_frame(struct agent *a, const struct frame *frame)
 		break;
 	case T_KILL:
 		job_kill(a, job);
+		break;
+	case T_WINDOW:
+		set_window(job, frame);
+		break;
+	case T_FORGET:
+		forget(a, job);
 		break;
 	case T_DATA:
 		take_data(a, job, frame);
@@ -184,12 +217,6 @@ static bool send_exit(struct agent *a, struct job *job)
 	return true;
 }
 
-static void told(struct agent *a, struct job *job)
-{
-	job->state = JOB_TOLD;
-	job->told = out_mark(&a->out);
-}
-
 /* The next thing that the host should know of a job; false if there is nothing. */
 static bool send_one(struct agent *a, struct job *job)
 {
@@ -204,7 +231,7 @@ static bool send_one(struct agent *a, struct job *job)
 			return false;
 		send_failed(a, job->id, (int)job->report.error, (int)job->report.stage,
 			    job->report.what);
-		told(a, job);
+		job->state = JOB_TOLD;
 		return true;
 	}
 	if (job->announce) {
@@ -225,7 +252,7 @@ static bool send_one(struct agent *a, struct job *job)
 	}
 	if (job->state == JOB_DRAINING && source_done(&job->out[0]) &&
 	    source_done(&job->out[1]) && send_exit(a, job)) {
-		told(a, job);
+		job->state = JOB_TOLD;
 		return true;
 	}
 	return any;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "numbers.h"
+#include "system.h"
 
 enum { PIPE_SIZE = 256 * 1024 };
 
@@ -29,13 +30,16 @@ static void close_pipes(struct pipes *p)
 	}
 }
 
-/* The agent's ends do not block; the command's must, and have a description of their own. */
-static int open_pipes(struct pipes *p)
+/*
+ * The agent's ends do not block; the command's must, and have a description of their own.
+ * With a terminal only the reports have pipes.
+ */
+static int open_pipes(struct pipes *p, bool terminal)
 {
 	int i;
 
 	memset(p, -1, sizeof(*p));
-	for (i = 0; i < 5; i++) {
+	for (i = terminal ? 3 : 0; i < 5; i++) {
 		int ours = i == 0 ? 1 : 0;
 
 		if (pipe2(p->pair[i], O_CLOEXEC) < 0 ||
@@ -66,20 +70,45 @@ static void take(int *to, int *from)
 	*from = -1;
 }
 
+/*
+ * Both of our ends are the master. The command's end stays open here until the command has
+ * ended: without anybody on it the master would report a hang-up all the time.
+ */
+static int open_terminal(struct job *job, struct pipes *p, bool plain,
+			 const struct winsize *window)
+{
+	int error = terminal_open(plain, window, &p->pair[1][0], &job->terminal);
+
+	if (error)
+		return error;
+	p->pair[0][1] = fcntl(p->pair[1][0], F_DUPFD_CLOEXEC, 0);
+	if (p->pair[0][1] < 0)
+		return errno;
+	/* Its output is one stream. */
+	job->out[1].ended = true;
+	return 0;
+}
+
 /* Fork the supervisor with all it needs. 0 or an errno. */
 static int start(struct agent *a, struct job *job, const struct spec *spec)
 {
 	struct pipes p;
 	struct launch l = { .spec = spec, .plain = a->plain, .namespaces = a->namespaces,
 			    .guest_proc = a->guest_proc };
-	int error = open_pipes(&p);
+	int error = open_pipes(&p, spec->tty);
 
 	if (error)
 		return error;
+	if (spec->tty)
+		error = open_terminal(job, &p, a->plain, &spec->window);
+	if (error) {
+		close_pipes(&p);
+		return error;
+	}
 	l.root = job->root || a->plain ? spec->root : NULL;
-	l.std[0] = p.pair[0][0];
-	l.std[1] = p.pair[1][1];
-	l.std[2] = p.pair[2][1];
+	l.std[0] = spec->tty ? job->terminal : p.pair[0][0];
+	l.std[1] = spec->tty ? job->terminal : p.pair[1][1];
+	l.std[2] = spec->tty ? job->terminal : p.pair[2][1];
 	l.start = p.pair[3][1];
 	l.result = p.pair[4][1];
 	job->supervisor = launch(&l);
@@ -242,6 +271,9 @@ void job_reaped(struct agent *a, struct job *job, int status, const struct rusag
 	job->mounts = -1;
 	root_release(job->root);
 	job->root = NULL;
+	if (job->terminal >= 0)
+		close(job->terminal);
+	job->terminal = -1;
 	sink_kill(&job->in);
 	/* Nobody is left who could write, so what is in the pipes is all there will be. */
 	for (i = 0; i < 2; i++)

@@ -31,7 +31,7 @@ struct launch {
 	bool plain;
 	int namespaces;			/* flags for clone */
 	int guest_proc;			/* the first /proc, to learn the pid there */
-	int std[3];			/* the command's ends of the pipes */
+	int std[3];			/* the command's ends of the pipes, or its terminal */
 	int start, result;		/* the pipes of the reports, to write */
 };
 

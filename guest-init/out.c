@@ -70,7 +70,6 @@ int out_flush(struct out *out, int fd)
 		if (n == 0)
 			break;
 		out->begin += (size_t)n;
-		out->written += (uint64_t)n;
 	}
 	compact(out, 0);
 	return 0;

@@ -19,7 +19,6 @@ struct out {
 	uint8_t *data;
 	size_t begin, end;		/* what waits */
 	size_t boundary;		/* where the frame that is being written begins or began */
-	uint64_t written;		/* bytes given to the port since the start */
 };
 
 int out_init(struct out *out);
@@ -27,12 +26,6 @@ int out_init(struct out *out);
 static inline size_t out_pending(const struct out *out)
 {
 	return out->end - out->begin;
-}
-
-/* The position in the stream behind all that was put in so far, to compare with `written`. */
-static inline uint64_t out_mark(const struct out *out)
-{
-	return out->written + out_pending(out);
 }
 
 /* Append a frame; returns where its payload goes, NULL if there is no room. */

@@ -148,7 +148,6 @@ void port_output(struct agent *a)
 			go_away(a);
 			return;
 		}
-		jobs_sent(a);
 		if (out_pending(&a->out) > 0)
 			return;
 	}

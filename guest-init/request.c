@@ -15,7 +15,7 @@
 #include "job.h"
 #include "system.h"
 
-enum op { PREPARE = 1, MOUNT, UNMOUNT, SYNC, CLOCK, POWEROFF, OPS };
+enum op { PREPARE = 1, MOUNT, UNMOUNT, SYNC, CLOCK, POWEROFF, STATUS, OPS };
 
 enum {
 	RECORD = 5,			/* header of a record */
@@ -60,6 +60,27 @@ void reply(struct agent *a, uint32_t id, int error, const char *text)
 		*p = R_TEXT;
 		memcpy(put32(p + 1, (uint32_t)length), text, length);
 	}
+}
+
+static void do_status(struct agent *a, uint32_t id)
+{
+	uint64_t figures[MEMORY_FIGURES];
+	uint32_t length = sizeof(figures);
+	int error = memory_status(figures), i;
+	uint8_t *p;
+
+	if (error) {
+		reply(a, id, error, "meminfo");
+		return;
+	}
+	p = out_frame(&a->out, T_REPLY, 0, id, 4 + RECORD + length);
+	if (!p)
+		return;
+	p = put32(p, 0);
+	*p = R_MEMORY;
+	p = put32(p + 1, length);
+	for (i = 0; i < MEMORY_FIGURES; i++)
+		p = put64(p, figures[i]);
 }
 
 static int parse(struct fields *f, int op, const uint8_t *p, size_t length)
@@ -187,6 +208,9 @@ static void perform(struct agent *a, uint32_t id, const uint8_t *payload, size_t
 		break;
 	case CLOCK:
 		reply(a, id, set_clock(&f), NULL);
+		break;
+	case STATUS:
+		do_status(a, id);
 		break;
 	case POWEROFF:
 		do_poweroff(a, id);

@@ -36,6 +36,8 @@ static const struct rule {
 	{ T_REQUEST, ID_HOST, 4, FRAME_PAYLOAD },
 	{ T_PING, ID_SESSION, 8, 8 },
 	{ T_ATTACH, ID_HOST, 0, 0 },
+	{ T_WINDOW, ID_HOST, WINDOW_SIZE, WINDOW_SIZE },
+	{ T_FORGET, ID_HOST, 0, 0 },
 	{ T_DATA, ID_STREAM, 1, FRAME_PAYLOAD },
 	{ T_EOF, ID_STREAM, 0, 0 },
 	{ T_CREDIT, ID_STREAM, 4, 4 },

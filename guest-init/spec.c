@@ -45,6 +45,16 @@ static int add_limit(struct spec *spec, const uint8_t *value)
 	return 0;
 }
 
+struct winsize window_of(const uint8_t *p)
+{
+	return (struct winsize){
+		.ws_row = (unsigned short)get16(p),
+		.ws_col = (unsigned short)get16(p + 2),
+		.ws_xpixel = (unsigned short)get16(p + 4),
+		.ws_ypixel = (unsigned short)get16(p + 6),
+	};
+}
+
 /* A record with numbers. */
 static int add_numbers(struct spec *spec, uint8_t tag, const uint8_t *value, size_t size)
 {
@@ -63,6 +73,12 @@ static int add_numbers(struct spec *spec, uint8_t tag, const uint8_t *value, siz
 			return EPROTO;
 		spec->umask = get32(value);
 		return spec->umask > 0777 ? EINVAL : 0;
+	case R_TTY:
+		if (size != WINDOW_SIZE)
+			return EPROTO;
+		spec->tty = true;
+		spec->window = window_of(value);
+		return 0;
 	default:
 		return EPROTO;
 	}

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 
 enum {
@@ -16,9 +17,9 @@ enum {
 
 /* Tags of records, all tables of the protocol. */
 enum tag {
-	R_ARG = 1, R_ENV, R_CWD, R_ROOT, R_CREDENTIALS, R_RLIMIT, R_UMASK,
+	R_ARG = 1, R_ENV, R_CWD, R_ROOT, R_CREDENTIALS, R_RLIMIT, R_UMASK, R_TTY,
 	R_CLOCK = 16, R_SEED, R_HOSTNAME, R_SWAP, R_TAG, R_TARGET, R_OPTIONS,
-	R_AGENT = 32, R_BOOT_ID, R_MACHINE, R_JOB, R_TEXT,
+	R_AGENT = 32, R_BOOT_ID, R_MACHINE, R_JOB, R_TEXT, R_MEMORY,
 	R_CALLER_ROOT = 40, R_ROOT_DEVICE, R_MOUNTS, R_CHANGED,
 	R_TAGS,				/* more than any tag */
 };
@@ -42,6 +43,8 @@ struct spec {
 	const char *root;		/* NULL: none */
 	uint32_t uid, gid;
 	uint32_t umask;
+	bool tty;			/* wants a terminal, of this size */
+	struct winsize window;
 	int limit_count;
 	struct limit limits[SPEC_LIMITS];
 };
@@ -52,5 +55,9 @@ struct spec {
  */
 int spec_parse(struct spec *spec, uint8_t *records, size_t length, const char **why);
 void spec_free(struct spec *spec);
+
+/* The size of a terminal, as TTY and WINDOW have it. */
+enum { WINDOW_SIZE = 8 };
+struct winsize window_of(const uint8_t *p);
 
 #endif

@@ -28,6 +28,13 @@ bool request_stop(struct agent *a);
 int prepare(struct agent *a, const struct fields *f, const char **what);
 int set_clock(const struct fields *f);
 
+/* terminal.c: a new terminal's two ends. 0 or an errno. */
+int terminal_open(bool plain, const struct winsize *window, int *master, int *command);
+
+/* memory.c: total, available, swap, free swap, in KiB. 0 or an errno. */
+enum { MEMORY_FIGURES = 4 };
+int memory_status(uint64_t figures[MEMORY_FIGURES]);
+
 /* swap.c */
 int swap_on(const char *path, uint32_t mebibytes);
 

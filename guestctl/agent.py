@@ -19,6 +19,7 @@ from typing import Any
 from guestctl import events
 from guestctl.errors import GuestLost, RequestFailed
 from guestctl.link import Link
+from guestctl.patience import Patience, never_starved
 from guestctl.session import SERVICE_BIT, Session
 from guestctl.spec import Command
 from guestctl.wire import Op, Tag
@@ -46,7 +47,13 @@ class Agent:
     """Created by `connect`. Close it to end the session; jobs that run then become orphans."""
 
     def __init__(
-        self, connection: socket.socket, *, orphan: float, heartbeat: float, hangs_up: bool
+        self,
+        connection: socket.socket,
+        *,
+        orphan: float,
+        heartbeat: float,
+        hangs_up: bool,
+        starved: Callable[[], float],
     ) -> None:
         silence = 0 if hangs_up else int(2 * heartbeat)
         self._session = Session(os.urandom(16), int(orphan * 1000), silence)
@@ -57,12 +64,13 @@ class Agent:
         self._pongs: set[int] = set()
         self._services: dict[bytes, Callable[[Job], None]] = {}
         self._lost = ""
+        self._starved = starved
         self.welcome: events.Welcomed | None = None
         self.log: deque[str] = deque(maxlen=_LOG_LINES)
         self._link = Link(
             connection,
             self._lock,
-            heartbeat=heartbeat,
+            heartbeat=Patience(heartbeat, starved=starved),
             received=self._received,
             broken=self._break,
             quiet=lambda: self._link.send(self._session.ping(0)),
@@ -77,14 +85,19 @@ class Agent:
         orphan: float = 60.0,
         heartbeat: float = 60.0,
         hangs_up: bool = True,
+        starved: Callable[[], float] = never_starved,
     ) -> Agent:
         """Begins a session over `connection`, which it takes over.
 
         `hangs_up` says that the channel tells the agent of our end; where it does not, the agent
-        takes us for gone after two heartbeats of silence. Raises GuestLost when no welcome comes
-        within `timeout` seconds, ProtocolError when the agent is of another version.
+        takes us for gone after two heartbeats of silence. Jobs outlive the session by `orphan`
+        seconds. All waits are in seconds that the guest was not `starved` of its processor. Raises
+        GuestLost when no welcome comes within `timeout` seconds, ProtocolError when the agent is of
+        another version.
         """
-        agent = cls(connection, orphan=orphan, heartbeat=heartbeat, hangs_up=hangs_up)
+        agent = cls(
+            connection, orphan=orphan, heartbeat=heartbeat, hangs_up=hangs_up, starved=starved
+        )
         try:
             with agent._lock:
                 agent._link.send(agent._session.hello())
@@ -107,7 +120,9 @@ class Agent:
 
     # --- requests ---------------------------------------------------------------------------
 
-    def request(self, op: Op, records: Iterable[tuple[Tag, bytes]] = (), *, timeout: float) -> None:
+    def request(
+        self, op: Op, records: Iterable[tuple[Tag, bytes]] = (), *, timeout: float
+    ) -> events.Replied:
         """Asks the agent for `op` and waits; raises RequestFailed or GuestLost."""
         with self._lock:
             self._check()
@@ -120,6 +135,7 @@ class Agent:
         if reply.errno:
             text = reply.text or os.strerror(reply.errno)
             raise RequestFailed(f"{op.name.lower()}: {text}", errno=reply.errno)
+        return reply
 
     def ping(self, timeout: float) -> float:
         """The seconds that an answer took; raises GuestLost."""
@@ -139,17 +155,39 @@ class Agent:
 
     # --- jobs -------------------------------------------------------------------------------
 
-    def start(self, command: Command) -> Job:
-        """Starts a command. What becomes of it comes through `take`."""
+    def start(self, command: Command, announce: Callable[[int], None] | None = None) -> Job:
+        """Starts a command. What becomes of it comes through `take`.
+
+        `announce` is told its id before the agent is.
+        """
         with self._lock:
             self._check()
             id_, data = self._session.start(command)
             job = self._jobs[id_] = Job(id_, self._lock)
+            if announce is not None:
+                announce(id_)
             self._link.send(data)
         return job
 
+    def attach(self, id_: int) -> Job:
+        """Takes over a job that an earlier session has left; `take` says what becomes of it."""
+        with self._lock:
+            self._check()
+            job = self._jobs[id_] = Job(id_, self._lock)
+            self._link.send(self._session.attach(id_))
+        return job
+
+    def forget_all(self) -> None:
+        """Has the agent kill and forget what is left of this session's jobs."""
+        with self._lock:
+            for id_ in [id_ for id_ in self._jobs if id_ < SERVICE_BIT]:
+                self._tell(lambda id_=id_: self._session.forget(id_))  # type: ignore[misc]
+
     def take(self, job: Job, timeout: float | None) -> events.Event | None:
-        """The next event of `job`, or None after `timeout` seconds; raises GuestLost."""
+        """The next event of `job`, or None after `timeout` seconds; raises GuestLost.
+
+        The agent keeps the job's end until it has been taken here.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             while not job.queue:
@@ -159,7 +197,10 @@ class Agent:
                 if left is not None and left <= 0:
                     return None
                 job.changed.wait(left)
-            return job.queue.popleft()
+            event = job.queue.popleft()
+            if isinstance(event, (events.Exited, events.NotStarted)):
+                self._tell(lambda: self._session.forget(job.id))
+            return event
 
     def write(self, job: Job, data: bytes, *, timeout: float | None = None) -> bool:
         """Sends stdin, waiting for room. False: the command does not read any more."""
@@ -195,6 +236,10 @@ class Agent:
         """Sends a signal to the command's process group."""
         self._tell(lambda: self._session.signal(job.id, number))
 
+    def resize(self, job: Job, rows: int, columns: int) -> None:
+        """Sets the size of a job's terminal."""
+        self._tell(lambda: self._session.window(job.id, rows, columns))
+
     def kill(self, job: Job) -> None:
         """Kills all that the command has started."""
         self._tell(lambda: self._session.kill(job.id))
@@ -212,12 +257,12 @@ class Agent:
 
     def _await(self, done: Callable[[], bool], timeout: float, message: str) -> None:
         """Waits on the session's condition until `done`."""
-        deadline = time.monotonic() + timeout
+        patience = Patience(timeout, starved=self._starved)
         with self._lock:
             while not done():
                 self._check()
-                left = deadline - time.monotonic()
-                if left <= 0:
+                left = patience.left()
+                if left == 0:
                     raise GuestLost(message)
                 self._changed.wait(left)
 

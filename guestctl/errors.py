@@ -15,6 +15,7 @@ GuestctlError
 ├── RequestFailed     the agent refused a request
 ├── ViewError         a tool's view could not be made, or was lost
 ├── GuestLost         the guest died or fell silent         exit 125 of run
+├── Detached          a command was left to itself
 └── CommandFailed     a command ended with a status but 0
 """
 
@@ -25,6 +26,7 @@ __all__ = [
     "BuildError",
     "CommandFailed",
     "DefinitionError",
+    "Detached",
     "GuestLost",
     "GuestctlError",
     "HostLacks",
@@ -112,6 +114,10 @@ class GuestLost(GuestctlError):
     def __init__(self, message: str, *, console: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.console = console
+
+
+class Detached(GuestctlError):
+    """The caller left a command to itself; it goes on in its guest."""
 
 
 class CommandFailed(GuestctlError):

@@ -85,6 +85,7 @@ class Replied(Event):
     request: int
     errno: int
     text: str
+    memory: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from guestctl import services
-from guestctl.agent import Agent
-from guestctl.errors import GuestLost, RequestFailed, ShareError
-from guestctl.process import Process, Sink
+from guestctl.agent import Agent, Job
+from guestctl.errors import GuestctlError, GuestLost, PoolError, RequestFailed, ShareError
+from guestctl.jobs import JobBook, read_jobs
+from guestctl.journal import record
+from guestctl.process import PIPE, Host, Process, Sink
+from guestctl.processes import processor_time
 from guestctl.rundir import GuestDir, connected_socket, write_json
 from guestctl.share import Share
 from guestctl.spec import Command, Result
@@ -31,6 +36,10 @@ PATH = "/usr/lib/guestctl/static:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 # In a sysroot its own tools come first; /tools lends what it lacks.
 PATH_IN_ROOT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/tools/bin"
 _MEMORY_PER_JOB = 80
+_TERM = "xterm-256color"
+_WINDOW = (24, 80)
+_METER_INTERVAL = 1.0
+_METER_TIMEOUT = 30.0
 
 Text = str | bytes
 
@@ -38,7 +47,8 @@ Text = str | bytes
 class Guest:
     """Made by `Pool.lease`. A context manager: leaving it gives the guest back.
 
-    `work` is its share; `jobs` is a good number for `make -j`.
+    `work` is its share; `jobs` is a good number for `make -j`; `pace` is how many times slower than
+    usual it is; `orphans` are the jobs that an earlier holder has left in it.
     """
 
     def __init__(self, folder: GuestDir, lease: int, agent: Agent) -> None:
@@ -50,28 +60,52 @@ class Guest:
         self.base = Share(Path(spec["base"]), self.name, model)
         # An emulated target has one processor here, whatever its memory would allow.
         self.jobs = 1 if spec["accelerator"] == "tcg" else max(1, spec["memory"] // _MEMORY_PER_JOB)
+        self.pace = float(folder.state().get("pace", 1.0))
+        self.orphans = agent.welcome.jobs if agent.welcome else ()
         self._folder = folder
         self._lease: int | None = lease
         self._agent = agent
+        self._book = JobBook(folder)
+        self._detached = False
+        self._over = threading.Event()
+        self._meter: threading.Thread | None = None
 
     @classmethod
-    def attach(cls, folder: GuestDir, lease: int, *, timeout: float = 30.0) -> Guest | None:
+    def connect(
+        cls,
+        folder: GuestDir,
+        lease: int,
+        *,
+        timeout: float = 30.0,
+        orphan: float = 60.0,
+        adopt: bool = False,
+    ) -> Guest | None:
         """Begins a session with a guest whose lease the caller holds.
 
-        None: commands of an earlier holder still run in it. Raises GuestLost.
+        Jobs outlive the caller by `orphan` seconds. None: commands of an earlier holder still run
+        in it, and the caller does not want to `adopt` them. Raises GuestLost.
         """
+        qemu = folder.qemu()
         try:
             connection = connected_socket(folder.agent)
             agent = Agent.connect(
-                connection, timeout=timeout, hangs_up=folder.spec()["channel"] == "virtio"
+                connection,
+                timeout=timeout,
+                orphan=orphan,
+                hangs_up=folder.spec()["channel"] == "virtio",
+                starved=lambda: processor_time(qemu.pid)[1] if qemu else 0.0,
             )
         except (OSError, GuestLost) as error:
             raise _explain(folder, GuestLost(str(error))) from None
-        if agent.welcome and agent.welcome.jobs:
+        guest = cls(folder, lease, agent)
+        if not guest.orphans:
+            guest._book.clear()
+            guest._unmount_leftovers()
+        elif adopt:
+            guest._keep_leftovers()
+        else:
             agent.close()
             return None
-        guest = cls(folder, lease, agent)
-        guest._unmount_leftovers()
         return guest
 
     def __enter__(self) -> Guest:
@@ -81,15 +115,26 @@ class Guest:
         self.release()
 
     def release(self) -> None:
-        """Ends the session and frees the guest for others; a second time does nothing."""
+        """Ends the session and frees the guest for others; a second time does nothing.
+
+        Commands that still run are killed, unless they were left to themselves by `detach`.
+        """
         if self._lease is None:
             return
-        self._agent.close()
-        self.work.unlock()
-        self.base.unlock()
-        os.ftruncate(self._lease, 0)
-        os.close(self._lease)
-        self._lease = None
+        try:
+            self._over.set()
+            if not self._detached:
+                self._agent.forget_all()
+                self._release_leftovers()
+                self._book.clear()
+        finally:
+            self._agent.close()
+            self.work.unlock()
+            self.base.unlock()
+            record(self._folder.journal, "release", guest=self.name)
+            os.ftruncate(self._lease, 0)
+            os.close(self._lease)
+            self._lease = None
 
     # --- commands ---------------------------------------------------------------------------
 
@@ -109,6 +154,8 @@ class Guest:
         log: Sink | None = None,
         timeout: float | None = None,
         idle_timeout: float | None = None,
+        window: tuple[int, int] | None = None,
+        tty: bool = False,
     ) -> Process:
         """Starts a command and returns at once.
 
@@ -116,7 +163,9 @@ class Guest:
         while it is mounted and no root is given). The environment is PATH, HOME and LANG, plus
         `env`. `stdin` is bytes, a binary file, PIPE, or None for nothing. Output goes to
         `stdout` and `stderr`, to `log` for both, or is captured in the result. `timeout` and
-        `idle_timeout` (since the last output) are in seconds. Raises UsageError, GuestLost.
+        `idle_timeout` (since the last output) are in seconds of a guest at its usual speed, see
+        docs/decisions/0041-time-outs.md. With `tty` the command gets a terminal of `window` (rows,
+        columns): all its output goes to `stdout`. Raises UsageError, GuestLost.
         """
         if cwd is None:
             cwd = WORK if self.work.mounted and root is None else "/"
@@ -124,6 +173,7 @@ class Guest:
             "PATH": PATH if root is None else PATH_IN_ROOT,
             "HOME": "/root",
             "LANG": "C.UTF-8",
+            **({"TERM": _TERM} if tty else {}),
             **(env or {}),
         }
         command = Command(
@@ -137,18 +187,111 @@ class Guest:
             gid=user[1],
             umask=umask,
             limits=dict(limits or {}),
+            window=(window or _WINDOW) if tty else None,
         )
-        return Process(
-            self._agent,
+
+        def announce(number: int) -> None:
+            self._book.opened(number, command, timeout=timeout, idle_timeout=idle_timeout)
+
+        try:
+            job = self._agent.start(command, announce)
+        except GuestLost as error:
+            raise _explain(self._folder, error) from None
+        return self._process(
+            job,
             command,
-            guest=self.name,
             stdin=stdin,
             stdout=stdout or log,
             stderr=stderr or log,
             timeout=timeout,
             idle_timeout=idle_timeout,
-            lost=lambda error: _explain(self._folder, error),
         )
+
+    def attach(
+        self,
+        number: int | None = None,
+        *,
+        stdin: bytes | BinaryIO | int | None = PIPE,
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+    ) -> Process:
+        """Takes an orphan over, in a guest from `Pool.adopt`: job `number`, or the only one.
+
+        Its output is handed on from where the last holder stopped taking it. The time-outs
+        are those that it was started with, as far as they are known, unless others are given; the
+        hard one goes on from the command's start. Raises PoolError, GuestLost.
+        """
+        if number is None:
+            if len(self.orphans) != 1:
+                raise PoolError(f"guest {self.name} has {len(self.orphans)} orphans; name one")
+            (number,) = self.orphans
+        elif number not in self.orphans:
+            raise PoolError(f"guest {self.name} has no orphan {number}")
+        known = {job["id"]: job for job in read_jobs(self._folder).get("jobs", [])}
+        facts = known.get(number, {})
+        if timeout is None and facts.get("timeout") is not None:
+            timeout = max(0.0, facts["since"] + facts["timeout"] - time.time())
+        self._book.taken_over(number, facts)
+        try:
+            job = self._agent.attach(number)
+        except GuestLost as error:
+            raise _explain(self._folder, error) from None
+        return self._process(
+            job,
+            Command(
+                argv=tuple(os.fsencode(arg) for arg in facts.get("argv", [])),
+                window=_WINDOW if facts.get("tty") else None,
+            ),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            timeout=timeout,
+            idle_timeout=facts.get("idle_timeout") if idle_timeout is None else idle_timeout,
+        )
+
+    def _process(self, job: Job, command: Command, **options: Any) -> Process:
+        """The process of a job that has just been started, or taken over."""
+        qemu = self._folder.qemu()
+        host = Host(
+            name=self.name,
+            pace=self.pace,
+            starved=lambda: processor_time(qemu.pid)[1] if qemu else 0.0,
+            lost=lambda error: _explain(self._folder, error),
+            ended=lambda result: self._book.closed(job.id, result),
+            left=self.detach,
+            end=self.kill,
+        )
+        process = Process(self._agent, command, job, host=host, **options)
+        self._book.counted(job.id, lambda: process.received)
+        if self._meter is None:
+            self._meter = threading.Thread(target=self._measure, name="guestctl-meter", daemon=True)
+            self._meter.start()
+        return process
+
+    def _measure(self) -> None:
+        """Writes down, now and then, what `pool status --watch` shows of a guest in use."""
+        while not self._over.wait(_METER_INTERVAL):
+            if not self._book.live:
+                continue
+            try:
+                memory = self._agent.request(Op.STATUS, timeout=_METER_TIMEOUT).memory
+            except GuestctlError:
+                # Whoever waits for a command is told what has happened.
+                memory = ()
+            self._book.publish(memory)
+
+    def detach(self) -> None:
+        """Ends the session and leaves what runs to itself, for `Pool.adopt` to find."""
+        self._detached = True
+        self._agent.close()
+
+    def kill(self) -> None:
+        """Ends the guest itself, at once: for when it does not even end a command."""
+        qemu = self._folder.qemu()
+        if qemu is not None:
+            qemu.send(signal.SIGKILL)
 
     def run(self, argv: Sequence[Text], **options: Any) -> Result:
         """Starts a command and waits for its end; takes what `start` takes."""
@@ -178,7 +321,8 @@ class Guest:
             try:
                 yield
             finally:
-                self._unmount(WORK)
+                if not self._detached:
+                    self._unmount(WORK)
         finally:
             self.work.unlock()
 
@@ -204,6 +348,20 @@ class Guest:
             if error.errno not in (errno.EINVAL, errno.ENOENT):
                 raise
             self._folder.mounts.unlink(missing_ok=True)
+
+    def _keep_leftovers(self) -> None:
+        """What a dead holder has mounted for its orphans stays mounted, and the guest's."""
+        if self._folder.mounts.exists():
+            self.work.lock()
+
+    def _release_leftovers(self) -> None:
+        """Unmounts what was mounted for an orphan that we have seen to its end."""
+        if self.orphans and self.work.mounted and not self._agent.lost:
+            try:
+                self._unmount_leftovers()
+            except ShareError:
+                # Another orphan uses it still.
+                return
 
     # --- the rest ---------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from guestctl.errors import ProtocolError
+from guestctl.patience import Patience
 
 __all__ = ["Link"]
 
@@ -22,7 +23,7 @@ class Link:
     """`received`, `broken` and `quiet` are called by the thread, with `lock` held.
 
     `broken` gets the reason and comes once, unless the link was closed; `quiet` comes after half of
-    `heartbeat` seconds without a byte, so that the peer can be asked for a sign of life.
+    `heartbeat`'s seconds without a byte, so that the peer can be asked for a sign of life.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class Link:
         connection: socket.socket,
         lock: threading.RLock,
         *,
-        heartbeat: float,
+        heartbeat: Patience,
         received: Callable[[bytes], None],
         broken: Callable[[str], None],
         quiet: Callable[[], None],
@@ -108,9 +109,11 @@ class Link:
                 self._broken(reason)
 
     def _pump(self, selector: selectors.BaseSelector) -> None:
+        interval = self._heartbeat.seconds
+        assert interval is not None
         heard = asked = time.monotonic()
         while True:
-            ready = {key.fd for key, _mask in selector.select(self._heartbeat / 4)}
+            ready = {key.fd for key, _mask in selector.select(interval / 4)}
             now = time.monotonic()
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
@@ -118,10 +121,11 @@ class Link:
                 return
             if self._socket.fileno() in ready and self._receive():
                 heard = now
+                self._heartbeat.restart()
             self._flush(selector)
-            if now - heard > self._heartbeat:
-                raise OSError(f"nothing heard for {self._heartbeat:g} s")
-            if now - max(heard, asked) > self._heartbeat / 2:
+            if self._heartbeat.over():
+                raise OSError(f"nothing heard for {now - heard:.3g} s")
+            if now - max(heard, asked) > interval / 2:
                 asked = now
                 with self._lock:
                     self._quiet()

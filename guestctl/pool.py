@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from guestctl.errors import PoolError
+from guestctl.facts import guest_facts, live_jobs, orphans
 from guestctl.guest import Guest
+from guestctl.jobs import parse_job_name
+from guestctl.journal import record
 from guestctl.launch import any_alive, await_ready, end_guests, forget_share, start_guest
 from guestctl.places import Places, private_directory
 from guestctl.plan import PoolOptions, own_shares, plan_pool
@@ -145,10 +148,13 @@ class Pool:
 
     # --- use --------------------------------------------------------------------------------
 
-    def lease(self, timeout: float | None = None, *, fresh: bool = False) -> Guest:
+    def lease(
+        self, timeout: float | None = None, *, fresh: bool = False, orphan: float = 60.0
+    ) -> Guest:
         """Exclusive use of a guest, waiting up to `timeout` seconds for a free one.
 
-        `fresh` gives a guest that nobody has used since it booted. Raises PoolError when none
+        `fresh` gives a guest that nobody has used since it booted. Should this process be killed,
+        its commands live on for `orphan` seconds, see `adopt`. Raises PoolError when no guest
         becomes free in time, or all are lost.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -158,7 +164,7 @@ class Pool:
                 if folder.state().get("state") not in ("ready", "booting"):
                     continue
                 alive += 1
-                guest = self._try_lease(folder, fresh)
+                guest = self._try_lease(folder, fresh, orphan)
                 if guest is not None:
                     return guest
             if not alive:
@@ -175,20 +181,19 @@ class Pool:
         guests = self._dir.guests()
         return sorted(guests, key=lambda folder: _worn(folder).exists()) if fresh else guests
 
-    def _try_lease(self, folder: GuestDir, fresh: bool) -> Guest | None:
+    def _try_lease(self, folder: GuestDir, fresh: bool, orphan: float) -> Guest | None:
         """The guest, if its lease is free and nothing of an earlier holder runs in it."""
-        lease = flocked(folder.lease)
+        lease = _locked(folder)
         if lease is None:
             return None
         try:
-            if folder.state().get("state") != "ready":
-                os.close(lease)
-                return None
-            os.ftruncate(lease, 0)
-            os.pwrite(lease, str(os.getpid()).encode(), 0)
             if fresh and _worn(folder).exists():
+                # Not from under somebody's orphan.
+                if live_jobs(folder):
+                    os.close(lease)
+                    return None
                 self._replace(folder)
-            guest = Guest.attach(folder, lease)
+            guest = Guest.connect(folder, lease, orphan=orphan)
             if guest is None:
                 os.close(lease)
                 return None
@@ -196,13 +201,56 @@ class Pool:
         except BaseException:
             os.close(lease)
             raise
+        record(folder.journal, "lease", guest=folder.name, pid=os.getpid())
         return guest
+
+    def adopt(self, job: str | None = None, *, orphan: float = 60.0) -> Guest:
+        """The guest with an orphan, leased: `job` as `status` names it, or the only one there is.
+
+        `Guest.attach` then takes the command over. Raises PoolError when there is no such orphan,
+        or another process has its guest.
+        """
+        if job is None:
+            folder = self._only_orphaned()
+            number = None
+        else:
+            name, number = parse_job_name(job)
+            folder = self._dir.guest(name)
+        lease = _locked(folder) if folder.path.is_dir() else None
+        if lease is None:
+            raise PoolError(
+                f"guest {folder.name} is not there, or another process has it",
+                hint="guestctl pool status shows who",
+            )
+        try:
+            guest = Guest.connect(folder, lease, orphan=orphan, adopt=True)
+        except BaseException:
+            os.close(lease)
+            raise
+        assert guest is not None
+        if not guest.orphans or (number is not None and number not in guest.orphans):
+            guest.release()
+            raise PoolError(
+                f"there is no orphan {job or ''} in guest {folder.name}",
+                hint="it has ended, or its time was over; guestctl pool events shows which",
+            )
+        return guest
+
+    def _only_orphaned(self) -> GuestDir:
+        found = [folder for folder in self._dir.guests() if orphans(folder)]
+        if len(found) != 1:
+            raise PoolError(
+                f"{len(found)} guests of pool {self.name!r} have orphans",
+                hint="guestctl pool status shows them; name one, as in g0:3",
+            )
+        return found[0]
 
     def _replace(self, folder: GuestDir) -> None:
         """Ends a used guest and boots a new one in its place; the caller holds the lease."""
         spec = GuestSpec(**folder.spec())
+        record(folder.journal, "replace", guest=folder.name)
         end_guests([folder])
-        for path in (_worn(folder), folder.mounts, folder.agent, folder.monitor):
+        for path in (_worn(folder), folder.mounts, folder.jobs, folder.agent, folder.monitor):
             path.unlink(missing_ok=True)
         if self._options.share is None:
             # The pool's own tree is part of what a fresh guest must not inherit.
@@ -212,7 +260,12 @@ class Pool:
 
     def status(self) -> list[dict[str, Any]]:
         """The facts of each guest, as `pool status --json` prints them."""
-        return [_facts(folder) for folder in self._dir.guests()]
+        return [guest_facts(folder) for folder in self._dir.guests()]
+
+    @property
+    def journal(self) -> Path:
+        """The file of the pool's events, see guestctl.journal."""
+        return self._dir.journal
 
     def remarks(self) -> list[str]:
         """What a user should know of this pool: slower or less confined than it might be."""
@@ -255,25 +308,14 @@ def _worn(folder: GuestDir) -> Path:
     return folder.path / "used"
 
 
-def _facts(folder: GuestDir) -> dict[str, Any]:
-    state = folder.state()
-    lease = folder.leased_by()
-    supervisor = folder.supervisor()
-    name = state.get("state", "starting")
-    if name in ("ready", "booting") and not (supervisor and supervisor.alive()):
-        name = "lost"
-    return {
-        "name": folder.name,
-        "state": "leased" if name == "ready" and lease is not None else name,
-        "qemu_pid": state.get("qemu_pid"),
-        "lease": lease,
-        "job": None,
-        "arch": state.get("arch"),
-        "accelerator": state.get("accelerator"),
-        "cpu": state.get("cpu"),
-        "memory": state.get("memory"),
-        "confinement": state.get("confinement"),
-        "boot_seconds": state.get("boot_seconds"),
-        "cause": state.get("cause", ""),
-        "share": folder.spec().get("work"),
-    }
+def _locked(folder: GuestDir) -> int | None:
+    """The lease of a guest that is ready, with our pid in it; None where it is not to be had."""
+    lease = flocked(folder.lease)
+    if lease is None:
+        return None
+    if folder.state().get("state") != "ready":
+        os.close(lease)
+        return None
+    os.ftruncate(lease, 0)
+    os.pwrite(lease, str(os.getpid()).encode(), 0)
+    return lease

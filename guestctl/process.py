@@ -7,15 +7,17 @@ import signal as signals
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from guestctl import events
 from guestctl.agent import Agent, Job
-from guestctl.errors import GuestLost
+from guestctl.errors import Detached, GuestLost
+from guestctl.patience import Patience, never_starved
 from guestctl.session import STAGE_EXEC
 from guestctl.spec import STATUS_BROKEN, STATUS_TIMEOUT, Command, Result, status_of_errno
 
-__all__ = ["PIPE", "Capture", "Process", "Sink", "StdinWriter"]
+__all__ = ["PIPE", "Capture", "Host", "Process", "Sink", "StdinWriter"]
 
 # As with subprocess: `stdin=PIPE` gives the process a writer of its own.
 PIPE = -1
@@ -69,8 +71,26 @@ class StdinWriter:
         self._agent.end_stdin(self._job)
 
 
+@dataclass(frozen=True)
+class Host:
+    """What a process needs of the guest that it runs in.
+
+    `pace` is how many times slower than usual the guest is, `starved` counts the seconds that it
+    waited for a processor. `lost` explains a loss, `ended` is told the result, `left` is called
+    when the process is left to itself, and `end` ends the guest.
+    """
+
+    name: str
+    pace: float = 1.0
+    starved: Callable[[], float] = never_starved
+    lost: Callable[[GuestLost], GuestLost] = lambda error: error
+    ended: Callable[[Result], None] = lambda _result: None
+    left: Callable[[], None] = lambda: None
+    end: Callable[[], None] = lambda: None
+
+
 class Process:
-    """A command that runs in a guest; made by `Guest.start`.
+    """A command that runs in a guest; made by `Guest.start` and `Guest.attach`.
 
     Its output goes to the sinks while somebody is in `wait`; until then the guest holds it back.
     """
@@ -79,36 +99,37 @@ class Process:
         self,
         agent: Agent,
         command: Command,
+        job: Job,
         *,
-        guest: str,
+        host: Host,
         stdin: bytes | BinaryIO | int | None,
         stdout: Sink | None,
         stderr: Sink | None,
         timeout: float | None,
         idle_timeout: float | None,
-        lost: Callable[[GuestLost], GuestLost],
     ) -> None:
         self._agent = agent
         self._command = command
-        self._guest = guest
+        self._job = job
+        self._host = host
+        self.received = 0
         self._captures = (Capture(), Capture())
         self._sinks: dict[int, Sink] = {
             1: self._captures[0] if stdout is None else stdout,
             2: self._captures[1] if stderr is None else stderr,
         }
+        self._began = time.time()
         self._begin = time.monotonic()
-        self._deadline = None if timeout is None else self._begin + timeout
-        self._timeout = timeout
-        self._idle_timeout = idle_timeout
-        self._heard = self._begin
+        self._limits = {
+            "no end within": self._patience_of(timeout),
+            "no output for": self._patience_of(idle_timeout),
+        }
+        self._given = {"no end within": timeout, "no output for": idle_timeout}
         self._why_killed = ""
-        self._killed_at = 0.0
-        self._explain = lost
+        self._timed_out = False
+        self._grace = self._patience_of(None)
+        self._detached = False
         self._result: Result | None = None
-        try:
-            self._job = agent.start(command)
-        except GuestLost as error:
-            raise self._explain(error) from None
         self.stdin = StdinWriter(agent, self._job)
         if stdin is None:
             self.stdin.close()
@@ -128,11 +149,24 @@ class Process:
         """Kills the command and all that it has started; `wait` then gives the result."""
         self._kill("cancelled")
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Tells the command's terminal its new size."""
+        self._agent.resize(self._job, rows, columns)
+
+    def detach(self) -> None:
+        """Leaves the command to itself and ends the lease's session; `wait` raises Detached.
+
+        Until its time as an orphan is over, `Pool.adopt` finds it again.
+        """
+        self._detached = True
+        self._host.left()
+
     def wait(self) -> Result:
         """Passes the output on until the command has ended.
 
-        Raises GuestLost when the guest dies first, and whatever a sink raises, after having
-        killed the command.
+        Raises GuestLost when the guest dies first, Detached after `detach`, and whatever a sink
+        raises, after having killed the command. Interrupted once it kills the command and keeps
+        the guest; interrupted again while that lasts, it ends the guest.
         """
         if self._result is not None:
             return self._result
@@ -140,7 +174,9 @@ class Process:
             while self._result is None:
                 self._step()
         except GuestLost as error:
-            raise self._explain(error) from None
+            if self._detached:
+                raise Detached(f"job {self._job.id} goes on without us") from None
+            raise self._host.lost(error) from None
         except BaseException:
             # The guest goes back to its pool, so nothing of the command may be left in it.
             self._kill("the caller gave up")
@@ -157,57 +193,72 @@ class Process:
         except GuestLost:
             # The caller is about to hear of something else; the next call on the guest tells.
             return
+        except KeyboardInterrupt:
+            self._host.end()
+            raise
 
     # --- one event after the other ----------------------------------------------------------
 
     def _step(self) -> None:
-        event = self._agent.take(self._job, self._patience())
+        event = self._agent.take(self._job, self._left())
         match event:
             case None:
                 self._mind_time()
             case events.Output(channel=channel, data=data):
-                self._heard = time.monotonic()
-                self._sinks[channel].write(data)
-                self._agent.consumed(self._job, channel, len(data))
+                self._limits["no output for"].restart()
+                self.received += len(data)
+                try:
+                    self._sinks[channel].write(data)
+                finally:
+                    # Taken, whatever the sink says: the agent keeps the end back until all is.
+                    self._agent.consumed(self._job, channel, len(data))
                 self._mind_time()
             case events.Exited():
-                self._result = self._ended(event)
+                self._finish(self._ended(event))
             case events.NotStarted():
-                self._result = self._failed(event)
+                self._finish(self._failed(event))
             case _:
                 pass
 
-    def _patience(self) -> float | None:
+    def _patience_of(self, seconds: float | None) -> Patience:
+        """A limit in seconds of a guest at its usual speed, as one that fits this guest."""
+        scaled = None if seconds is None else seconds * self._host.pace
+        return Patience(scaled, starved=self._host.starved)
+
+    def _left(self) -> float | None:
         """How long to wait for the next event before the clock must be looked at."""
-        limits = []
-        if self._killed_at:
-            limits.append(self._killed_at + _KILL_GRACE)
-        else:
-            if self._deadline is not None:
-                limits.append(self._deadline)
-            if self._idle_timeout is not None:
-                limits.append(self._heard + self._idle_timeout)
-        return max(0.0, min(limits) - time.monotonic()) if limits else None
+        running = [self._grace] if self._why_killed else list(self._limits.values())
+        limits = [left for patience in running if (left := patience.left()) is not None]
+        return min(limits) if limits else None
 
     def _mind_time(self) -> None:
-        now = time.monotonic()
-        if self._killed_at:
-            if now >= self._killed_at + _KILL_GRACE:
+        if self._why_killed:
+            if self._grace.over():
                 raise GuestLost(f"the guest did not end a killed command in {_KILL_GRACE:g} s")
-        elif self._deadline is not None and now >= self._deadline:
-            self._kill(f"no end within {self._timeout:g} s")
-        elif self._idle_timeout is not None and now >= self._heard + self._idle_timeout:
-            self._kill(f"no output for {self._idle_timeout:g} s")
+            return
+        for what, patience in self._limits.items():
+            if patience.over():
+                self._timed_out = True
+                self._kill(f"{what} {self._given[what]:g} s{self._scaled(patience)}")
+
+    def _scaled(self, patience: Patience) -> str:
+        """Explains a limit that was not taken literally."""
+        if self._host.pace == 1.0:
+            return ""
+        return f" ({patience.seconds:.3g} s in this guest, {self._host.pace:.2g} times slower)"
 
     def _kill(self, why: str) -> None:
-        if self._result is None and not self._killed_at:
+        if self._result is None and not self._why_killed:
             self._why_killed = why
-            self._killed_at = time.monotonic()
+            self._grace = self._patience_of(_KILL_GRACE)
             self._agent.kill(self._job)
 
+    def _finish(self, result: Result) -> None:
+        self._result = result
+        self._host.ended(result)
+
     def _ended(self, event: events.Exited) -> Result:
-        timed_out = self._why_killed.startswith("no ")
-        if timed_out:
+        if self._timed_out:
             return self._made("timeout", STATUS_TIMEOUT, event, error=self._why_killed)
         if event.signalled:
             return self._made("signalled", 128 + event.value, event, error=self._why_killed)
@@ -228,7 +279,10 @@ class Process:
             argv=self._command.argv,
             outcome=outcome,  # type: ignore[arg-type]
             status=status,
-            guest=self._guest,
+            guest=self._host.name,
+            job=self._job.id,
+            began=self._began,
+            pace=self._host.pace,
             signal=event.value if event and event.signalled else 0,
             seconds=time.monotonic() - self._begin,
             usage=event.usage if event else Result.usage,

@@ -8,7 +8,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-__all__ = ["ProcessId", "children"]
+__all__ = ["ProcessId", "children", "processor_time"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,24 @@ def children(pid: int) -> list[int]:
             return [int(word) for word in file.read().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def processor_time(pid: int) -> tuple[float, float]:
+    """Seconds that `pid`'s busiest thread had a processor, and that it waited for one.
+
+    As /proc/PID/task/TID/schedstat counts them (Documentation/scheduler/sched-stats.rst). A QEMU's
+    busiest thread is the one that is its guest's processor. Zeros where the process is gone, or the
+    kernel does not count.
+    """
+    busiest = (0, 0)
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as file:
+                ran, waited, _slices = file.read().split()
+            busiest = max(busiest, (int(ran), int(waited)))
+    except (OSError, ValueError):
+        return 0.0, 0.0
+    return busiest[0] / 1e9, busiest[1] / 1e9
 
 
 def _stat_fields(pid: int) -> list[str]:

@@ -2,11 +2,14 @@
 
 RUNTIME/pools/NAME/
     pool.json            what the pool was asked to be
+    events.jsonl         what happened in it, and events.jsonl.1 before that
     g0/, g1/, ...        one folder a guest
         guest.json       what the supervisor was told
         state.json       what it says: booting, ready, lost, stopped; replaced as a whole
         lease            flock: held by whoever uses the guest; text: the holder's pid
+        jobs.json        what the holder runs, or has left running when it died
         agent, monitor   the sockets
+        console          the socket that takes what is typed into the console
         console.log      the kernel's console, and console.log.1 before it
         supervisor.log   what the supervisor had to say
 """
@@ -160,6 +163,21 @@ class GuestDir:
         """Lists what a lease holder has mounted, for the next one if it dies."""
         return self.path / "mounts.json"
 
+    @property
+    def jobs(self) -> Path:
+        """What the lease holder runs, see guestctl.jobs."""
+        return self.path / "jobs.json"
+
+    @property
+    def keyboard(self) -> Path:
+        """The socket on which the supervisor takes what is to be typed into the console."""
+        return self.path / "console"
+
+    @property
+    def journal(self) -> Path:
+        """The pool's, see guestctl.journal."""
+        return self.path.parent / "events.jsonl"
+
     def spec(self) -> dict[str, Any]:
         return read_json(self.path / "guest.json")
 
@@ -239,6 +257,10 @@ class PoolDir:
 
     def write_spec(self, facts: dict[str, Any]) -> None:
         write_json(self.path / "pool.json", facts)
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "events.jsonl"
 
     def guest(self, name: str) -> GuestDir:
         return GuestDir(self.path / name)

@@ -33,6 +33,7 @@ from guestctl.wire import Channel, Op, Tag, Type, encode
 __all__ = ["STAGE_EXEC", "Session"]
 
 _EXIT = struct.Struct("<HHI8Q")
+_MEMORY = struct.Struct("<4Q")
 _STAGES = {
     1: "its description",
     2: "resource limits",
@@ -111,6 +112,17 @@ class Session:
         ]
         return job, b"".join(pieces) + encode(Type.EXEC, job)
 
+    def attach(self, job: int) -> bytes:
+        """Takes an orphan over; the agent answers as for a new job."""
+        self._streams[job] = _Stream(
+            "described", may_receive={1: wire.CREDIT_WINDOW, 2: wire.CREDIT_WINDOW}
+        )
+        return encode(Type.ATTACH, job)
+
+    def forget(self, job: int) -> bytes:
+        """The job's end has been taken, or nobody wants to know of it: it is killed if it runs."""
+        return encode(Type.FORGET, job)
+
     def knows(self, stream: int) -> bool:
         """Whether the job or service stream is still under way."""
         return stream in self._streams
@@ -157,6 +169,10 @@ class Session:
 
     def kill(self, job: int) -> bytes:
         return encode(Type.KILL, job)
+
+    def window(self, job: int, rows: int, columns: int) -> bytes:
+        """The new size of a job's terminal."""
+        return encode(Type.WINDOW, job, payload=wire.window_size(rows, columns))
 
     def request(self, op: Op, records: Iterable[tuple[int, bytes]] = ()) -> tuple[int, bytes]:
         """The id of a new request, and its bytes."""
@@ -277,8 +293,10 @@ class Session:
             raise ProtocolError(f"a reply to request {frame.id}, which is not waiting")
         self._requests.remove(frame.id)
         (code,) = struct.unpack_from("<I", frame.payload)
-        texts = dict(wire.unpack_records(frame.payload[4:]))
-        yield Replied(frame.id, code, texts.get(Tag.TEXT, b"").decode(errors="replace"))
+        found = dict(wire.unpack_records(frame.payload[4:]))
+        memory = _MEMORY.unpack(found[Tag.MEMORY]) if Tag.MEMORY in found else ()
+        text = found.get(Tag.TEXT, b"").decode(errors="replace")
+        yield Replied(frame.id, code, text, memory)
 
     def _open(self, frame: wire.Frame) -> Iterable[Event]:
         if frame.id < SERVICE_BIT or frame.id in self._streams:

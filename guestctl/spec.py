@@ -23,7 +23,8 @@ STATUS_NOT_FOUND = 127
 class Command:
     """A command as the agent is to start it. Paths are those of the guest.
 
-    `limits` maps Linux resource numbers to (soft, hard), -1 for no limit.
+    `limits` maps Linux resource numbers to (soft, hard), -1 for no limit. `window` is the size, in
+    rows and columns, of the terminal that the command gets; None: pipes.
     """
 
     argv: tuple[bytes, ...]
@@ -34,6 +35,7 @@ class Command:
     gid: int = 0
     umask: int = 0o022
     limits: dict[int, tuple[int, int]] = field(default_factory=dict)
+    window: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,9 @@ class Result:
 
     `status` is what a shell would say of it: the command's own status, 128 + N after signal N,
     124 after a time-out, 127 and 126 when it could not be found or executed, 125 when guestctl
-    could not run it. `stdout` and `stderr` hold what was captured; `truncated` says that a
-    capture met its bound.
+    could not run it. `job` is its number in the guest, `began` seconds since the epoch, `seconds`
+    how long the host waited, `pace` by what its time-outs were scaled. `stdout` and `stderr` hold
+    what was captured; `truncated` says that a capture met its bound.
     """
 
     argv: tuple[bytes, ...]
@@ -65,7 +68,10 @@ class Result:
     status: int
     guest: str = ""
     signal: int = 0
+    began: float = 0.0
     seconds: float = 0.0
+    job: int = 0
+    pace: float = 1.0
     usage: Usage = Usage()
     error: str = ""
     stdout: bytes = b""
@@ -93,7 +99,7 @@ class Result:
         for name in ("stdout", "stderr"):
             del facts[name]
         facts["argv"] = [arg.decode(errors="surrogateescape") for arg in self.argv]
-        return {"version": 1, **facts}
+        return {"version": 1, **facts, "ended": self.began + self.seconds}
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ __all__ = [
     "encode",
     "pack_records",
     "unpack_records",
+    "window_size",
 ]
 
-VERSION = 1
+VERSION = 2
 PAYLOAD_MAX = 65_536
 SPEC_MAX = 2_097_152
 CREDIT_WINDOW = 262_144
@@ -49,6 +50,8 @@ class Type(IntEnum):
     REQUEST = 0x06
     PING = 0x07
     ATTACH = 0x08
+    WINDOW = 0x09
+    FORGET = 0x0A
     DATA = 0x10
     EOF = 0x11
     CREDIT = 0x12
@@ -76,6 +79,7 @@ class Op(IntEnum):
     SYNC = 4
     CLOCK = 5
     POWEROFF = 6
+    STATUS = 7
 
 
 class Tag(IntEnum):
@@ -86,6 +90,7 @@ class Tag(IntEnum):
     CREDENTIALS = 5
     RLIMIT = 6
     UMASK = 7
+    TTY = 8
     CLOCK = 16
     SEED = 17
     HOSTNAME = 18
@@ -98,6 +103,7 @@ class Tag(IntEnum):
     MACHINE = 34
     JOB = 35
     TEXT = 36
+    MEMORY = 37
     CALLER_ROOT = 40
     ROOT_DEVICE = 41
     MOUNTS = 42
@@ -142,6 +148,11 @@ def unpack_records(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += size
 
 
+def window_size(rows: int, columns: int) -> bytes:
+    """A terminal's size as TTY and WINDOW have it; what does not fit is the largest that does."""
+    return struct.pack("<4H", min(rows, 0xFFFF), min(columns, 0xFFFF), 0, 0)
+
+
 def command_records(command: Command) -> bytes:
     """A command's description for SPEC frames.
 
@@ -161,6 +172,8 @@ def command_records(command: Command) -> bytes:
     ]
     if command.root is not None:
         records.append((Tag.ROOT, command.root))
+    if command.window is not None:
+        records.append((Tag.TTY, window_size(*command.window)))
     for number, (soft, hard) in sorted(command.limits.items()):
         records.append((Tag.RLIMIT, struct.pack("<IQQ", number, soft & _U64_MAX, hard & _U64_MAX)))
     data = pack_records(records)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from guestctl.agent import Agent
-from guestctl.errors import GuestLost, RequestFailed
-from guestctl.process import PIPE, Process
+from guestctl.errors import Detached, GuestLost, RequestFailed
+from guestctl.process import PIPE, Host, Process
 from guestctl.services import offer
 from guestctl.spec import Command
 from guestctl.wire import Op
@@ -69,17 +70,16 @@ def agent(native: Native) -> Iterator[Agent]:
 
 def process(agent: Agent, *argv: str | bytes, **options: object) -> Process:
     facts: dict[str, object] = {
-        "guest": "native",
+        "host": Host("native"),
         "stdin": None,
         "stdout": None,
         "stderr": None,
         "timeout": 60,
         "idle_timeout": None,
-        "lost": lambda error: error,
         **options,
     }
     command = Command(argv=tuple(os.fsencode(arg) for arg in argv), env=(b"PATH=/usr/bin:/bin",))
-    return Process(agent, command, **facts)  # type: ignore[arg-type]
+    return Process(agent, command, agent.start(command), **facts)  # type: ignore[arg-type]
 
 
 def test_output_and_status(agent: Agent) -> None:
@@ -272,3 +272,129 @@ def test_silence_ends_a_session_where_nothing_else_does(native: Native) -> None:
     again = native.session()
     assert again.welcome is not None and again.welcome.jobs == ()
     again.close()
+
+
+class Slow:
+    """Takes `limit` bytes, then no more: as a caller that is killed at a byte of its output."""
+
+    def __init__(self, limit: int) -> None:
+        self.data = bytearray()
+        self._left = limit
+
+    def write(self, data: bytes, /) -> None:
+        if len(data) > self._left:
+            raise KeyboardInterrupt
+        self._left -= len(data)
+        self.data += data
+
+
+def attached(agent: Agent, job: int, **options: object) -> Process:
+    facts: dict[str, object] = {"stdin": None, "stdout": None, "stderr": None}
+    facts |= {"timeout": 60, "idle_timeout": None, **options}
+    command = Command(argv=())
+    return Process(agent, command, agent.attach(job), host=Host("native"), **facts)  # type: ignore[arg-type]
+
+
+def test_attach_hands_on_exactly_what_was_not_taken(native: Native) -> None:
+    agent = native.session()
+    agent.request(Op.PREPARE, timeout=20)
+    got = b""
+    running = process(agent, "sh", "-c", "seq 200000; exit 7")
+    for rounds in range(1, 100):
+        end = time.monotonic() + 0.005 * rounds
+        while time.monotonic() < end and running.result is None:
+            running._step()
+        if running.result is not None:
+            break
+        got += running._captures[0].value()
+        # The holder dies: what it has not taken is on its way, or in the guest.
+        agent.close()
+        agent = native.session()
+        assert agent.welcome is not None
+        assert agent.welcome.jobs == (running._job.id,)
+        running = attached(agent, running._job.id)
+    assert rounds > 2
+    assert got + running._captures[0].value() == b"".join(b"%d\n" % n for n in range(1, 200001))
+    assert running.result is not None
+    assert running.result.status == 7
+    agent.close()
+
+
+def test_an_end_that_came_but_was_not_taken_is_not_lost(native: Native) -> None:
+    agent = native.session()
+    agent.request(Op.PREPARE, timeout=20)
+    running = process(agent, "sh", "-c", "exit 9")
+    deadline = time.monotonic() + 20
+    while len(running._job.queue) < 4:  # STARTED, two ends of output, EXIT
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    agent.close()
+    again = native.session()
+    assert attached(again, running._job.id).wait().status == 9
+    again.close()
+    last = native.session()
+    assert last.welcome is not None
+    assert last.welcome.jobs == ()
+    last.close()
+
+
+def test_attaching_to_nobody_is_an_error_result(agent: Agent) -> None:
+    result = attached(agent, 4711).wait()
+    assert (result.outcome, result.status) == ("error", 125)
+
+
+def test_detaching_leaves_the_command_alone(native: Native) -> None:
+    agent = native.session()
+    agent.request(Op.PREPARE, timeout=20)
+    job = agent.start(Command(argv=(b"/bin/sh", b"-c", b"sleep 0.3; echo on; exit 4")))
+    facts = {"stdin": None, "stdout": None, "stderr": None, "timeout": None, "idle_timeout": None}
+    running = Process(agent, Command(argv=()), job, host=Host("native", left=agent.close), **facts)  # type: ignore[arg-type]
+    threading.Timer(0.1, running.detach).start()
+    with pytest.raises(Detached):
+        running.wait()
+    again = native.session()
+    result = attached(again, job.id).wait()
+    assert (result.stdout, result.status) == (b"on\n", 4)
+    again.close()
+
+
+def test_a_second_interrupt_ends_the_guest(native: Native, agent: Agent) -> None:
+    """The first kills the command; one that comes while that is not done kills the guest."""
+    ended = []
+    job = agent.start(Command(argv=(b"/bin/sleep", b"100")))
+    facts = {"stdin": None, "stdout": Slow(0), "stderr": None, "timeout": None}
+    running = Process(
+        agent,
+        Command(argv=()),
+        job,
+        host=Host("native", end=lambda: ended.append(1)),
+        idle_timeout=None,
+        **facts,  # type: ignore[arg-type]
+    )
+    native.process.send_signal(signal.SIGSTOP)
+    main = threading.get_ident()
+    for delay in (0.2, 0.4):
+        threading.Timer(delay, signal.pthread_kill, (main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        running.wait()
+    assert ended == [1]
+
+
+def test_a_terminal_and_its_size(agent: Agent) -> None:
+    command = Command(
+        argv=(b"/bin/sh", b"-c", b"stty size; read x; stty size"),
+        env=(b"PATH=/usr/bin:/bin",),
+        window=(30, 90),
+    )
+    out = io.BytesIO()
+    facts = {"stdin": PIPE, "stdout": out, "stderr": None, "timeout": 60, "idle_timeout": None}
+    running = Process(agent, command, agent.start(command), host=Host("native"), **facts)  # type: ignore[arg-type]
+    running.resize(40, 100_000)
+    running.stdin.write(b"\n")
+    running.wait().check()
+    assert out.getvalue().endswith(b"40 65535\r\n")
+
+
+def test_memory_of_the_guest(agent: Agent) -> None:
+    total, available, _swap, _free = agent.request(Op.STATUS, timeout=20).memory
+    assert 0 < available <= total

@@ -567,6 +567,148 @@ def test_description_does_not_outlive_its_session(agent: Agent) -> None:
     client.until(lambda: client.jobs[5].failed is not None)
 
 
+# -- terminals
+
+
+def terminal(rows: int = 24, columns: int = 80) -> tuple[int, bytes]:
+    return (wire.TTY, struct.pack("<4H", rows, columns, 0, 0))
+
+
+def window(client: Client, ident: int, rows: int, columns: int) -> None:
+    client.send(frame(wire.RESIZE, ident, struct.pack("<4H", rows, columns, 0, 0)))
+
+
+def test_a_terminal_is_the_controlling_one(client: Client) -> None:
+    job = client.run(
+        shell("stty size; tty; echo on >/dev/tty; echo err >&2; exit 6"), PATH, terminal(33, 99)
+    )
+    lines = job.out[1].split(b"\r\n")
+    assert lines[0] == b"33 99"
+    assert lines[1].startswith(b"/dev/pts/")
+    assert lines[2:] == [b"on", b"err", b""]
+    assert not job.out[2]
+    assert job.exit is not None and (job.exit.kind, job.exit.value) == (0, 6)
+
+
+def test_a_terminal_passes_every_byte_when_it_is_raw(client: Client) -> None:
+    script = "stty raw -echo; echo go; head -c 512 | od -An -v -tu1 | tr -s ' \\n' ' '"
+    ident = client.start(shell(script), PATH, terminal(), eof=False)
+    job = client.jobs[ident]
+    client.until(lambda: job.out[1] == b"go\n")
+    client.feed(ident, bytes(range(256)) * 2, eof=False)
+    client.until(lambda: job.over)
+    assert job.out[1][3:].split() == [b"%d" % n for n in range(256)] * 2
+
+
+def test_all_that_was_written_to_a_terminal_arrives(client: Client) -> None:
+    """Much of it, and the command ends at once: nothing may be lost with the hang-up."""
+    job = client.run(
+        python("import sys; sys.stdout.buffer.write(b'0123456789abcde\\n' * 100000)"), terminal()
+    )
+    assert bytes(job.out[1]) == b"0123456789abcde\r\n" * 100000
+
+
+def test_control_keys_of_a_terminal(client: Client) -> None:
+    """Ctrl-C ends what is in the foreground, Ctrl-D is the end of its input."""
+    script = "trap 'echo int' INT; sh -c 'echo up; exec cat'; cat; echo end"
+    ident = client.start(shell(script), PATH, terminal(), eof=False)
+    job = client.jobs[ident]
+    client.until(lambda: b"up" in job.out[1])
+    client.feed(ident, b"\x03", eof=False)
+    client.until(lambda: b"int" in job.out[1])
+    client.feed(ident, b"text\n\x04", eof=False)
+    client.until(lambda: job.over)
+    assert job.out[1].endswith(b"text\r\ntext\r\nend\r\n")
+
+
+def test_a_window_that_changes_is_signalled(client: Client) -> None:
+    script = "trap 'stty size; exit' WINCH; echo up; while :; do sleep 0.05; done"
+    ident = client.start(shell(script), PATH, terminal(), eof=False)
+    job = client.jobs[ident]
+    client.until(lambda: b"up" in job.out[1])
+    window(client, ident, 50, 132)
+    client.until(lambda: job.over)
+    assert b"50 132" in job.out[1]
+
+
+def test_a_terminal_that_the_command_closes_and_opens_again(client: Client) -> None:
+    script = "exec </dev/null >/dev/null 2>&1; sleep 0.2; echo back >/dev/tty"
+    assert client.run(shell(script), PATH, terminal()).out[1] == b"back\r\n"
+
+
+def test_the_end_of_stdin_does_not_end_a_terminal(client: Client) -> None:
+    ident = client.start(shell("echo up; sleep 0.2; echo still"), PATH, terminal(), eof=True)
+    client.until(lambda: client.jobs[ident].over)
+    assert client.jobs[ident].out[1] == b"up\r\nstill\r\n"
+
+
+def test_a_terminal_of_a_wrong_size_is_an_error(client: Client) -> None:
+    job = client.run([b"/bin/true"], (wire.TTY, bytes(7)))
+    assert job.failed is not None and job.failed[:2] == (71, 1)
+
+
+def test_a_window_for_a_job_without_a_terminal_is_nothing(client: Client) -> None:
+    ident = client.start([b"/bin/cat"], eof=False)
+    window(client, ident, 1, 1)
+    window(client, ident + 1, 1, 1)
+    client.feed(ident, b"")
+    client.until(lambda: client.jobs[ident].over)
+
+
+# -- what is sent is not yet taken
+
+
+@pytest.mark.parametrize("argv", [[b"/bin/sh", b"-c", b"echo out; exit 5"], [b"/no/such"]])
+def test_an_end_that_nobody_took_is_told_again(agent: Agent, argv: list[bytes]) -> None:
+    client = agent.prepared()
+    client.forget = False
+    first = client.run(argv)
+    for _ in range(3):
+        client = agent.session()
+        client.forget = False
+        (number,) = struct.unpack("<I", client.welcomed(wire.JOB)[0])
+        client.send(frame(wire.ATTACH, number))
+        again = client.jobs[number]
+        client.until(lambda job=again: job.over)  # type: ignore[misc]
+        assert (again.exit, again.failed) == (first.exit, first.failed)
+        assert not again.out[1]  # it was credited
+    client.send(frame(wire.FORGET, number))
+    assert agent.session().welcomed(wire.JOB) == []
+
+
+def test_forget_kills_what_runs_and_says_nothing(agent: Agent) -> None:
+    client = agent.prepared()
+    job = client.jobs[ident := client.start(shell("echo $$; exec sleep 100"))]
+    client.until(lambda: bool(job.out[1]))
+    client.send(frame(wire.FORGET, ident))
+    with pytest.raises(ProcessLookupError):
+        for _ in range(200):
+            os.kill(int(job.out[1]), 0)
+            time.sleep(0.02)
+    client.settle(0.2)
+    assert not job.over
+    assert agent.session().welcomed(wire.JOB) == []
+
+
+def test_stdin_that_an_earlier_session_has_ended_is_swallowed(agent: Agent) -> None:
+    client = agent.prepared()
+    ident = client.start(shell("cat; sleep 0.5; echo end"), eof=True)
+    client.until(lambda: client.jobs[ident].started is not None)
+    client = agent.session()
+    client.send(frame(wire.ATTACH, ident))
+    client.feed(ident, bytes(3 * wire.WINDOW))
+    client.until(lambda: client.jobs[ident].over)
+    assert client.jobs[ident].out[1] == b"end\n"
+    assert client.jobs[ident].credit == wire.WINDOW
+
+
+def test_memory_is_told(client: Client) -> None:
+    assert client.request(wire.STATUS) == 0
+    ((tag, value),) = client.replies[client.next_id - 1][1]
+    total, available, swap, free = struct.unpack("<4Q", value)
+    assert tag == wire.MEMORY and 0 < available <= total and free <= swap
+
+
 # -- requests
 
 

@@ -12,11 +12,12 @@ PACKAGE = Path(__file__).parent.parent / "guestctl"
 # The layers of docs/architecture.md, lowest first.
 LAYERS: dict[str, int] = {
     **dict.fromkeys(("errors", "resources", "spec", "targets", "version"), 0),
-    **dict.fromkeys(("acl", "entry", "events", "session", "vmeta", "wire"), 1),
+    **dict.fromkeys(("acl", "entry", "events", "patience", "session", "vmeta", "wire"), 1),
     **dict.fromkeys(("definitions", "document", "recipe"), 1),
     **dict.fromkeys(("archive", "packages", "pump", "tree", "view"), 2),
-    **dict.fromkeys(("link", "places", "processes", "qemu", "rundir", "share", "toolchain"), 2),
-    **dict.fromkeys(("agent", "guest", "process", "services"), 3),
+    **dict.fromkeys(("jobs", "journal", "rundir", "tail"), 2),
+    **dict.fromkeys(("link", "places", "processes", "qemu", "share", "toolchain"), 2),
+    **dict.fromkeys(("agent", "facts", "guest", "process", "services"), 3),
     **dict.fromkeys(("bundle", "image", "imaging", "translate"), 3),
     **dict.fromkeys(("builder",), 4),
     **dict.fromkeys(("examine", "launch", "plan", "pool", "supervisor"), 4),

@@ -46,7 +46,7 @@ def test_hello_begins_with_enough_filler() -> None:
     hello = Session(NONCE, orphan=5000).hello()
     assert hello.startswith(bytes(131_072))
     (frame,) = wire.Decoder().feed(hello)
-    assert frame.payload == struct.pack("<HHI", 1, 0, 5000) + NONCE
+    assert frame.payload == struct.pack("<HHI", wire.VERSION, 0, 5000) + NONCE
 
 
 def test_welcome_tells_the_facts() -> None:
@@ -62,7 +62,7 @@ def test_ids_of_orphans_are_not_given_again() -> None:
 
 def test_another_version_is_refused_with_a_hint() -> None:
     with pytest.raises(ProtocolError) as caught:
-        Session(NONCE).feed(welcome(version=2))
+        Session(NONCE).feed(welcome(version=wire.VERSION + 1))
     assert "image build" in caught.value.hint
 
 

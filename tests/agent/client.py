@@ -14,15 +14,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-HELLO, SPEC, EXEC, SIGNAL, KILL, REQUEST, PING, ATTACH = range(1, 9)
+HELLO, SPEC, EXEC, SIGNAL, KILL, REQUEST, PING, ATTACH, RESIZE, FORGET = range(1, 11)
 DATA, EOF, CREDIT, RESET = range(0x10, 0x14)
 WELCOME, STARTED, EXIT, FAILED, REPLY, OPEN, PONG, LOG = range(0x41, 0x49)
 
-PREPARE, MOUNT, UNMOUNT, SYNC, CLOCK, POWEROFF = range(1, 7)
+PREPARE, MOUNT, UNMOUNT, SYNC, CLOCK, POWEROFF, STATUS = range(1, 8)
 
-ARG, ENV, CWD, ROOT, CREDENTIALS, RLIMIT, UMASK = range(1, 8)
+ARG, ENV, CWD, ROOT, CREDENTIALS, RLIMIT, UMASK, TTY = range(1, 9)
 R_CLOCK, SEED, HOSTNAME, SWAP, TAG, TARGET, OPTIONS = range(16, 23)
-AGENT, BOOT_ID, MACHINE, JOB, TEXT = range(32, 37)
+AGENT, BOOT_ID, MACHINE, JOB, TEXT, MEMORY = range(32, 38)
 
 WINDOW = 262144
 FILLER = bytes(131072)
@@ -79,7 +79,8 @@ class Job:
 
 
 class Client:
-    """One session. `credit` says whether what arrives is credited at once."""
+    """One session. `credit` says whether what arrives is credited at once, `forget` whether the
+    end of a job is."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -93,6 +94,7 @@ class Client:
         self.buffer = bytearray()
         self.pending = bytearray()
         self.credit = True
+        self.forget = True
         self.next_id = 1
         self.closed = False
         self.frames: list[tuple[int, int, int, int]] = []
@@ -107,7 +109,7 @@ class Client:
     def hello(self, orphan: int = 60000, *, wait: bool = True) -> None:
         self.nonce = os.urandom(16)
         self.welcome = None
-        self.pending += FILLER + frame(HELLO, 0, struct.pack("<HHI", 1, 0, orphan) + self.nonce)
+        self.pending += FILLER + frame(HELLO, 0, struct.pack("<HHI", 2, 0, orphan) + self.nonce)
         if wait:
             self.until(lambda: self.welcome is not None)
 
@@ -179,12 +181,7 @@ class Client:
         write = [self.sock] if self.pending else []
         readable, writable, _ = select.select([self.sock], write, [], timeout)
         if writable:
-            try:
-                del self.pending[: self.sock.send(self.pending)]
-            except BlockingIOError:
-                pass
-            except (BrokenPipeError, ConnectionResetError):
-                self.closed = True
+            self.flush()
         if readable:
             try:
                 data = self.sock.recv(1 << 20)
@@ -196,6 +193,16 @@ class Client:
                 self.closed = True
             self.buffer += data
             self.parse()
+            self.flush()
+
+    def flush(self) -> None:
+        try:
+            if self.pending:
+                del self.pending[: self.sock.send(self.pending)]
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError):
+            self.closed = True
 
     def parse(self) -> None:
         if self.welcome is None and self.nonce is not None:
@@ -220,7 +227,7 @@ class Client:
 
     def take(self, kind: int, channel: int, ident: int, payload: bytes) -> None:
         if kind == WELCOME:
-            assert payload[16:20] == b"\x01\0\0\0"
+            assert payload[16:20] == b"\x02\0\0\0"
             self.welcome = records(payload[20:])
         elif kind == REPLY:
             self.replies[ident] = (struct.unpack_from("<I", payload)[0], records(payload[4:]))
@@ -230,6 +237,8 @@ class Client:
             self.logs.append(payload.decode())
         else:
             self.take_job(self.jobs[ident], kind, channel, ident, payload)
+            if kind in (EXIT, FAILED) and self.forget:
+                self.pending += frame(FORGET, ident)
 
     def take_job(self, job: Job, kind: int, channel: int, ident: int, payload: bytes) -> None:
         assert not job.over, "something after EXIT or FAILED"

@@ -1,0 +1,99 @@
+"""What a guest is doing, seen from outside: by its run directory, and by its agent when free."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from guestctl.agent import Agent
+from guestctl.errors import GuestctlError
+from guestctl.jobs import read_jobs
+from guestctl.journal import record
+from guestctl.rundir import GuestDir, connected_socket, flocked, write_json
+
+__all__ = ["guest_facts", "live_jobs", "orphans"]
+
+_PROBE_TIMEOUT = 5.0
+
+
+def guest_facts(folder: GuestDir) -> dict[str, Any]:
+    """One guest's part of `pool status --json`."""
+    state = folder.state()
+    lease = folder.leased_by()
+    supervisor = folder.supervisor()
+    name = state.get("state", "starting")
+    if name in ("ready", "booting") and not (supervisor and supervisor.alive()):
+        name = "lost"
+    jobs = []
+    written = read_jobs(folder)
+    if name == "ready" and lease is not None:
+        name = "leased"
+        jobs = written.get("jobs", [])
+    elif name == "ready" and written:
+        jobs = orphans(folder)
+        name = "orphaned" if jobs else name
+    return {
+        "name": folder.name,
+        "state": name,
+        "qemu_pid": state.get("qemu_pid"),
+        "lease": lease,
+        "job": jobs[-1]["name"] if jobs else None,
+        "jobs": jobs,
+        "guest_memory": written.get("memory", []),
+        "arch": state.get("arch"),
+        "accelerator": state.get("accelerator"),
+        "cpu": state.get("cpu"),
+        "memory": state.get("memory"),
+        "confinement": state.get("confinement"),
+        "boot_seconds": state.get("boot_seconds"),
+        "pace": state.get("pace"),
+        "cause": state.get("cause", ""),
+        "share": folder.spec().get("work"),
+    }
+
+
+def orphans(folder: GuestDir) -> list[dict[str, Any]]:
+    """The jobs that a dead holder has left in a guest, by what it wrote and what the agent says.
+
+    Asks the agent, which takes the lease for a moment; a guest that is taken has no orphans.
+    """
+    written = read_jobs(folder)
+    if not written:
+        return []
+    lease = flocked(folder.lease)
+    if lease is None:
+        return []
+    try:
+        live = live_jobs(folder)
+        left = [job for job in written.get("jobs", []) if job["id"] in live]
+        _mind(folder, written, left)
+        return left
+    except (GuestctlError, OSError):
+        # Lost, or about to be: its supervisor will say so.
+        return []
+    finally:
+        os.close(lease)
+
+
+def live_jobs(folder: GuestDir) -> tuple[int, ...]:
+    """The jobs that the agent has; the caller holds the lease. Raises GuestLost, OSError."""
+    hangs_up = folder.spec()["channel"] == "virtio"
+    agent = Agent.connect(
+        connected_socket(folder.agent), timeout=_PROBE_TIMEOUT, orphan=0, hangs_up=hangs_up
+    )
+    try:
+        return agent.welcome.jobs if agent.welcome else ()
+    finally:
+        agent.close()
+
+
+def _mind(folder: GuestDir, written: dict[str, Any], left: list[dict[str, Any]]) -> None:
+    """Brings what is written in line with what is true; the caller holds the lease."""
+    if not left:
+        folder.jobs.unlink(missing_ok=True)
+        for job in written["jobs"]:
+            record(folder.journal, "expired", guest=folder.name, job=job["name"])
+    elif not written.get("orphaned"):
+        write_json(folder.jobs, {**written, "jobs": left, "orphaned": True})
+        for job in left:
+            record(folder.journal, "orphan", guest=folder.name, job=job["name"])
