@@ -467,6 +467,7 @@ def test_data_beyond_the_credit_breaks_the_session(client: Client) -> None:
     ident = client.start([b"/bin/sleep", b"100"], eof=False)
     for _ in range(12):
         client.pending += frame(wire.DATA, ident, bytes(65536))
+        client.jobs[ident].credit -= 65536
     client.until(lambda: bool(client.logs))
     assert "credit" in client.logs[0]
 
