@@ -1,4 +1,4 @@
-"""Where the data files are: recipes, locks, kernel symbol lists and the sources of guest-init.
+"""Where the data files are: recipes, locks, kernel symbol lists, sources of guest-init, host-view.
 
 In a checkout they lie beside the package, in an installed wheel in `guestctl/data`.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from guestctl.errors import HostLacks
 
-__all__ = ["guest_init", "images"]
+__all__ = ["guest_init", "host_view", "images"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -22,6 +22,11 @@ def images() -> Path:
 def guest_init() -> Path:
     """Returns the folder of guest-init's sources. It may be read-only."""
     return _find("guest-init")
+
+
+def host_view() -> Path:
+    """Returns the folder of the view worker's sources. It may be read-only."""
+    return _find("host-view")
 
 
 def _find(name: str) -> Path:

@@ -63,6 +63,7 @@ class Given:
     path: bytes
     data: bytes
     mode: int = 0o644
+    mtime: int = 0  # nanoseconds since 1970
 
 
 @dataclass(frozen=True)
