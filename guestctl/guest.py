@@ -57,7 +57,13 @@ class Guest:
         self.arch = str(spec["arch"])
         model = str(spec["security_model"])
         self.work = Share(Path(spec["work"]), self.name, model)
-        self.base = Share(Path(spec["base"]), self.name, model)
+        self.base = Share(
+            Path(spec["base"]),
+            self.name,
+            model,
+            writable=False,
+            confined=bool(spec["namespaces"]),
+        )
         # An emulated target has one processor here, whatever its memory would allow.
         self.jobs = 1 if spec["accelerator"] == "tcg" else max(1, spec["memory"] // _MEMORY_PER_JOB)
         self.pace = float(folder.state().get("pace", 1.0))

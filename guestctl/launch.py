@@ -13,11 +13,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from guestctl.errors import GuestLost, PoolError
-from guestctl.places import private_directory
+from guestctl.errors import GuestLost, PoolError, ShareError
 from guestctl.processes import ProcessId
 from guestctl.rundir import GuestDir, bound_socket, flocked, remove_lock
+from guestctl.share import share_lock
 from guestctl.spec import GuestSpec
+from guestctl.tree.state import tree_state
 
 __all__ = ["any_alive", "await_ready", "end_guests", "forget_share", "start_guest"]
 
@@ -58,19 +59,20 @@ def start_guest(
     return {report: folder}
 
 
-def _share_lock(share: Path, runtime: Path) -> Path:
-    """The lock of a folder, whatever its name: one guest at a time has it as a share."""
-    facts = share.stat()
-    return private_directory(runtime / "locks") / f"{facts.st_dev}-{facts.st_ino}"
-
-
 def _lock_share(share: Path, runtime: Path) -> int:
     """A lock that lives as long as the supervisor that inherits it."""
-    handle = flocked(_share_lock(share, runtime))
+    handle = flocked(share_lock(share, runtime))
     if handle is None:
         raise PoolError(
             f"the share {share} is in use by another guest",
             hint="guestctl pool list shows the pools; a share belongs to one guest at a time",
+        )
+    # Under the lock: stage --link takes it too.
+    if tree_state(share).links:
+        os.close(handle)
+        raise ShareError(
+            f"the share {share} has links into the cache, which no guest may write to",
+            hint="stage it anew without --link, into an empty folder",
         )
     return handle
 
@@ -78,7 +80,7 @@ def _lock_share(share: Path, runtime: Path) -> int:
 def forget_share(share: Path, runtime: Path) -> None:
     """Removes what is left of a share's lock, after its guest has ended."""
     try:
-        remove_lock(_share_lock(share, runtime))
+        remove_lock(share_lock(share, runtime))
     except FileNotFoundError:
         # The folder itself is gone, and nobody can lock it again.
         return

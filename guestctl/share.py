@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 from guestctl.errors import ShareError
+from guestctl.places import private_directory
 
-__all__ = ["Share", "check_share"]
+__all__ = ["Share", "check_share", "share_lock"]
 
 
 def check_share(path: Path) -> Path:
@@ -22,18 +23,35 @@ def check_share(path: Path) -> Path:
     return path.resolve()
 
 
+def share_lock(share: Path, runtime: Path) -> Path:
+    """The lock of a folder, whatever its name: one guest at a time has it as a writable share."""
+    facts = share.stat()
+    return private_directory(runtime / "locks") / f"{facts.st_dev}-{facts.st_ino}"
+
+
 class Share:
     """One export of one guest. It stands for its path wherever the host may touch the files.
 
     `os.fspath(share)` raises ShareError while the guest has it mounted: the host would read half of
     what the guest writes, and the guest would not see what the host does. `security_model` is the
-    one that QEMU exports it with, and that whatever is staged here must follow.
+    one that QEMU exports it with, and that whatever is staged here must follow. `writable`: by the
+    guest; `confined`: QEMU sees it through a mount of its own.
     """
 
-    def __init__(self, path: Path, guest: str, security_model: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        guest: str,
+        security_model: str,
+        *,
+        writable: bool = True,
+        confined: bool = False,
+    ) -> None:
         self.path = path
         self.security_model = security_model
-        self._guest = guest
+        self.guest = guest
+        self.writable = writable
+        self.confined = confined
         self._lock: int | None = None
 
     def __repr__(self) -> str:
@@ -42,7 +60,7 @@ class Share:
     def __fspath__(self) -> str:
         if self.mounted:
             raise ShareError(
-                f"{self.path} is mounted in guest {self._guest}",
+                f"{self.path} is mounted in guest {self.guest}",
                 hint="leave `with guest.mounted()` before the host touches its files",
             )
         return str(self.path)

@@ -4,6 +4,7 @@ trees (list, check, repair). What the library offers of it is all here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from guestctl.entry import Entry, Limits
@@ -61,9 +62,14 @@ def check(tree: Path, *, security_model: str | None = None) -> tuple[Problem, ..
 def repair(tree: Path, *, security_model: str | None = None) -> tuple[Problem, ...]:
     """Mends what `check` finds, and returns that: `mended` says what was done with each.
 
-    :raise TreeError: the tree is in use, or of both security models.
+    :raise TreeError: the tree is in use, of both security models, or has links into the cache.
     """
     with open_tree(tree) as root, hold_tree(root, exclusive=True):
+        if read_state(root).links:
+            raise TreeError(
+                f"{os.fsdecode(tree)}: mending it would change the cache that it links to",
+                hint="stage it anew",
+            )
         return _examined(root, security_model, mend=True)
 
 

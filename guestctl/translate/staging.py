@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from guestctl.archive.hostdir import HostDir
 from guestctl.archive.reader import Reader, open_archive
 from guestctl.entry import Entry, Limits
 from guestctl.errors import ArchiveError, TreeError
+from guestctl.translate.linking import linkable, unexported
 from guestctl.translate.report import Path, Progress, Warnings, clean_subdir
+from guestctl.translate.unpacked import Artifact, Translation
+from guestctl.tree.linked import LinkedWriter, Unlinkable
 from guestctl.tree.state import (
     State,
     check_model,
@@ -88,8 +92,9 @@ def stage(
     files, which become root's, or an open binary file. Entries that exist are replaced. The model
     is that of the tree or of the share, and mapped-file for a new folder. `follow_dirs` lets
     entries go through links
-    to directories inside the tree. `link` is for trees that a guest gets read-only;
-    for now it copies, and says so.
+    to directories inside the tree. `link` is for trees that a guest gets read-only, as its base:
+    an archive is unpacked into the cache once, and the tree gets hard links to that; where this
+    cannot be, it is copied, with a warning.
 
     :raise ArchiveError: the archive is broken or hostile; the tree is then marked as partial, and
         neither `collect` nor a guest takes it until it is staged anew.
@@ -99,25 +104,43 @@ def stage(
     where = os.fsencode(tree)
     _make_tree(where)
     warnings = Warnings()
-    if link:
-        warnings.add(f"{os.fsdecode(where)}: copied, not linked: there is no cache of links yet")
     with (
         _open_source(source) as (handle, name),
         open_tree(where) as root,
         hold_tree(root, exclusive=True),
+        contextlib.ExitStack() as stack,
     ):
         model = _model_for(root, where, security_model or getattr(tree, "security_model", None))
         before = read_state(root)
         mark = _mark(root, before, base, name)
+        unpack = functools.partial(_unpack, handle, name, limits, exclude_vcs, progress)
+        artifact = None
+        if link:
+            stack.enter_context(unexported(tree, where))
+            artifact = stack.enter_context(
+                linkable(
+                    handle,
+                    tree,
+                    root,
+                    Translation(model, follow_dirs, limits),
+                    mark.links,
+                    functools.partial(unpack, State(fresh=True)),
+                    warnings.add,
+                )
+            )
+        if artifact is not None:
+            mark = replace(mark, links=(*mark.links, artifact.token))
         _write_mark(root, model, mark, where)
-        writer = TreeWriter(
+        writer = LinkedWriter(
             root, model, label=name, into=base, follow_dirs=follow_dirs, warn=warnings.add
         )
         try:
-            with _reading(handle, name, limits, exclude_vcs) as reader:
-                entries, size = _copy_in(reader, writer, limits, mark, progress)
+            entries, size = _put_in(
+                artifact, unpack, writer, mark, _deepest(limits, mark), warnings, progress
+            )
             writer.finish()
-            _write_mark(root, model, State(aside=before.aside or writer.aside), where)
+            ready = State(aside=before.aside or writer.aside, links=mark.links)
+            _write_mark(root, model, ready, where)
             writer.stamp_root()
         except BaseException:
             if not (writer.begun or mark.fresh or before.partial):
@@ -125,9 +148,47 @@ def stage(
             raise
         finally:
             writer.close()
-    for line in reader.warnings:
-        warnings.add(line)
     return StageReport(entries, size, warnings.all())
+
+
+def _put_in(
+    artifact: Artifact | None,
+    unpack: Callable[[State, TreeWriter], tuple[int, int, list[str]]],
+    writer: LinkedWriter,
+    mark: State,
+    deepest: int,
+    warnings: Warnings,
+    progress: Progress | None,
+) -> tuple[int, int]:
+    """Links the artifact, or unpacks the source; returns entries and bytes."""
+    if artifact is not None:
+        try:
+            return artifact.link_into(
+                writer, warnings, fresh=mark.fresh, deepest=deepest, progress=progress
+            )
+        except Unlinkable as error:
+            warnings.add(f"copied, not linked: {error}")
+    entries, size, told = unpack(mark, writer)
+    for line in told:
+        warnings.add(line)
+    return entries, size
+
+
+def _unpack(
+    handle: int | BinaryIO,
+    name: str,
+    limits: Limits,
+    exclude_vcs: bool,
+    progress: Progress | None,
+    mark: State,
+    writer: TreeWriter,
+) -> tuple[int, int, list[str]]:
+    """Unpacks the source through `writer`; returns entries, bytes, and the reader's warnings."""
+    if isinstance(handle, int) and stat.S_ISREG(os.fstat(handle).st_mode):
+        os.lseek(handle, 0, os.SEEK_SET)
+    with _reading(handle, name, limits, exclude_vcs) as reader:
+        entries, size = _copy_in(reader, writer, limits, mark, progress)
+    return entries, size, reader.warnings
 
 
 def _make_tree(where: bytes) -> None:
@@ -179,7 +240,10 @@ def _mark(root: int, before: State, base: bytes, name: str) -> State:
                 f"the tree is partly staged, from {os.fsdecode(before.source)}",
                 hint="stage that again to the same place, or begin with a new tree",
             )
-    return State(partial=True, aside=before.aside, fresh=fresh, source=source, into=base)
+    links = () if fresh and not base else before.links
+    return State(
+        partial=True, aside=before.aside, fresh=fresh, source=source, into=base, links=links
+    )
 
 
 def _folder(root: int, base: bytes) -> int:
@@ -226,7 +290,7 @@ def _copy_in(
     progress: Progress | None,
 ) -> tuple[int, int]:
     entries = size = 0
-    deepest = limits.depth - (mark.into.count(b"/") + 1 if mark.into else 0)
+    deepest = _deepest(limits, mark)
     for entry in reader:
         if not entries:
             writer.begin(entry.mtime, fresh=mark.fresh)
@@ -249,6 +313,11 @@ def _copy_in(
     if not entries:
         writer.begin(0, fresh=mark.fresh)
     return entries, size
+
+
+def _deepest(limits: Limits, mark: State) -> int:
+    """How many components a path may have below where the stage goes to."""
+    return limits.depth - (mark.into.count(b"/") + 1 if mark.into else 0)
 
 
 def _over(reader: Reader, entry: Entry, what: str) -> ArchiveError:

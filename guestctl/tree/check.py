@@ -41,6 +41,8 @@ class _Examiner:
         self._root = root
         self._file_model = model == MAPPED_FILE
         self._mend = mend
+        # Links into the cache cannot be written to; links of our own making can.
+        self._file_access = 0o400 if read_state(root).links else 0o600
         self._links: dict[tuple[int, int], tuple[bytes, tuple[int, int]]] = {}
 
     def run(self) -> Iterator[Problem]:
@@ -133,7 +135,7 @@ class _Examiner:
             act = lambda: convert(name, fd, info, file_model=self._file_model)  # noqa: E731
             yield self._report(at, kind, type_name(form), act)
             return
-        want = 0o700 if form == stat.S_IFDIR else 0o600
+        want = 0o700 if form == stat.S_IFDIR else self._file_access
         if info.st_mode & want != want:
             yield self._report(
                 at, "host-mode", f"{stat.S_IMODE(info.st_mode):04o}", lambda: grant(name, fd, want)

@@ -49,6 +49,8 @@ OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_STATE_MAX = 1 << 20
+
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
@@ -57,7 +59,8 @@ class State:
     """What stage leaves behind for those who come later.
 
     `partial`: a stage began and did not end; `source` and `into` say which, `fresh` that there was
-    nothing at `into` before. `aside`: some entry has attributes that QEMU cannot store.
+    nothing at `into` before. `aside`: some entry has attributes that QEMU cannot store. `links`:
+    tokens of the artifacts that it has hard links to: no guest may write to such a tree.
     """
 
     partial: bool = False
@@ -65,6 +68,7 @@ class State:
     fresh: bool = False
     source: bytes = b""
     into: bytes = b""
+    links: tuple[bytes, ...] = ()
 
 
 def check_model(model: str) -> str:
@@ -175,7 +179,7 @@ def read_state(fd: int) -> State:
         pass
     else:
         try:
-            data = read_small(STATE_NAME, meta, 65536)
+            data = read_small(STATE_NAME, meta, _STATE_MAX)
         except (OSError, ValueError):
             return State(partial=True)  # whoever made this did not want it read
         finally:
@@ -197,6 +201,7 @@ def read_state(fd: int) -> State:
             fresh=fields.get(b"fresh") == b"1",
             source=text(b"source"),
             into=text(b"into"),
+            links=tuple(fields.get(b"links", b"").split()),
         )
     except ValueError:
         return State(partial=True)
@@ -204,12 +209,13 @@ def read_state(fd: int) -> State:
 
 def write_state(fd: int, model: str, state: State) -> None:
     """Writes the mark, durable enough to survive us but not a power cut."""
-    data = b"state=%b\naside=%d\nfresh=%d\nsource=%b\ninto=%b\n" % (
+    data = b"state=%b\naside=%d\nfresh=%d\nsource=%b\ninto=%b\nlinks=%b\n" % (
         b"partial" if state.partial else b"ready",
         state.aside,
         state.fresh,
         state.source.hex().encode(),
         state.into.hex().encode(),
+        b" ".join(state.links),
     )
     if model == MAPPED_XATTR:
         os.setxattr(fd, STATE_XATTR, data)

@@ -45,6 +45,8 @@ class TreeWriter(Folders):
         """`root` is a descriptor of the tree's root; `label` names the source in messages."""
         self.aside = False  # whether anything was kept aside
         self.begun = False  # whether anything was written
+        self.began = 0  # the time of what no member names
+        self.implied = {b""}  # folders that no member names
         super().__init__(root, model, label=label, into=into, follow=follow_dirs)
         self._warn = warn
         self._times: dict[bytes, int] = {}
@@ -59,6 +61,7 @@ class TreeWriter(Folders):
         With `fresh`, what no member names gets `mtime`: the time of staging must not show.
         """
         self.begun = True
+        self.began = mtime
         root = Entry(b"", _IMPLICIT)
         if not self._file_model:
             self._attributes(self._root, root, keep=True)
@@ -69,6 +72,7 @@ class TreeWriter(Folders):
             self._times[into.path] = mtime
 
     def _adopt(self, child: Folder, parent: Folder, entry: Entry) -> None:
+        self.implied.add(child.path)
         self._times[child.path] = entry.mtime
         self._attributes(child, Entry(child.path, _IMPLICIT), parent=parent)
 
@@ -153,6 +157,7 @@ class TreeWriter(Folders):
         if not path:
             self._attributes(self._root, entry)
             self._times[b""] = entry.mtime
+            self.implied.discard(b"")
             return
         here, name = self._place(entry)
         child = self._dirs.get(path)
@@ -183,6 +188,7 @@ class TreeWriter(Folders):
             return  # reached through a link that stays
         self._attributes(child, entry, parent=here)
         self._times[child.path] = entry.mtime
+        self.implied.discard(child.path)
 
     def _create(self, here: Folder, name: bytes, entry: Entry) -> int:
         try:

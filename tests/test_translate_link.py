@@ -1,0 +1,453 @@
+"""stage --link: what it makes equals what plain stage makes, shares inodes, and is safe."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from guestctl.errors import ArchiveError, ShareError, TreeError
+from guestctl.launch import start_guest
+from guestctl.places import Places
+from guestctl.rundir import GuestDir, flocked
+from guestctl.share import Share, share_lock
+from guestctl.spec import GuestSpec
+from guestctl.translate import (
+    Limits,
+    StageReport,
+    check,
+    collect,
+    list_tree,
+    repair,
+    stage,
+    tree_state,
+)
+from tests.corpus import (
+    Member,
+    directory,
+    every_type,
+    hardlink,
+    symlink,
+    tar_bytes,
+    write_every_type,
+)
+from tests.test_translate_laws import big, folders
+
+MODELS = ["mapped-file", "mapped-xattr"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    return tmp_path / "xdg" / "guestctl" / "trees"
+
+
+def archive(path: Path, *wanted: Member) -> Path:
+    path.write_bytes(tar_bytes(list(wanted)))
+    return path
+
+
+def linked(source: Path, tree: Path, **options: object) -> StageReport:
+    """Stages with links, and makes sure that there are some."""
+    report = stage(source, tree, link=True, **options)  # type: ignore[arg-type]
+    assert not [line for line in report.warnings if "not linked" in line]
+    return report
+
+
+# Later times are those of the test: of folders that no member names, for one.
+LATEST = 1_700_000_000
+
+
+def content(tree: Path) -> bytes:
+    with tempfile.TemporaryFile() as out:
+        collect(tree, out, mtime=LATEST)
+        out.seek(0)
+        return out.read()
+
+
+def listed(tree: Path) -> list[tuple[object, ...]]:
+    return [(entry.path, entry.mode, entry.size, entry.link) for entry in list_tree(tree)]
+
+
+def same(one: Path, other: Path) -> None:
+    assert listed(one) == listed(other)
+    assert content(one) == content(other)
+    assert not check(one) and not check(other)
+
+
+def inodes(tree: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(tree)): path.stat().st_ino
+        for path in tree.rglob("*")
+        if path.is_file()
+    }
+
+
+def frozen(cache: Path) -> dict[str, tuple[object, ...]]:
+    """All that must never change of what lies in the cache."""
+    facts = {}
+    for path in sorted(cache.glob("*/tree/**/*")):
+        info = path.stat()
+        if path.is_file():
+            data = hashlib.sha256(path.read_bytes()).hexdigest()
+            facts[str(path)] = (data, info.st_mode, info.st_mtime_ns, info.st_size, info.st_uid)
+    assert facts
+    return facts
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_type_is_linked(tmp_path: Path, own_cache: Path, model: str) -> None:
+    source = write_every_type(tmp_path / "every.tar")
+    told = stage(source, tmp_path / "plain", security_model=model)
+    for name in ("one", "two"):
+        report = linked(source, tmp_path / name, security_model=model)
+        assert (report.entries, report.bytes) == (told.entries, told.bytes)
+        same(tmp_path / name, tmp_path / "plain")
+    one, two = inodes(tmp_path / "one"), inodes(tmp_path / "two")
+    shared = [name for name in one if one[name] == two[name]]
+    # Only the trees' own marks, and the root's own metadata, are theirs alone.
+    own = {".virtfs_metadata_root", ".virtfs_metadata/.virtfs_metadata"}
+    assert set(one) - set(shared) <= own
+    assert len(shared) > 20
+    for name in shared:
+        assert (tmp_path / "one" / name).stat().st_mode & 0o777 == 0o400
+    assert tree_state(tmp_path / "one").links
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(folders(), folders(), st.sampled_from(MODELS), st.sampled_from(["", "in/side"]))
+def test_links_are_what_copies_are(
+    first: list[Member], second: list[Member], model: str, into: str
+) -> None:
+    """Two artifacts merged into one tree: with links the same comes out, or the same error."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        ways: dict[bool, object] = {}
+        for link in (False, True):
+            tree = folder / f"tree{link}"
+            for number, wanted in enumerate((first, second)):
+                source = archive(folder / f"{number}.tar", *wanted)
+                try:
+                    stage(source, tree, into=into, link=link, security_model=model)
+                except ArchiveError as error:
+                    ways[link] = str(error)
+                    break
+            else:
+                assert not check(tree)
+                ways[link] = content(tree)
+        assert ways[True] == ways[False]
+
+
+def test_collisions_are_those_of_plain_stage(tmp_path: Path, own_cache: Path) -> None:
+    base = archive(
+        tmp_path / "base.tar",
+        directory("usr", 0o700, uid=5),
+        directory("usr/lib", 0o2755, gid=7),
+        Member("usr/lib/old", data=b"old", mode=0o4755),
+        Member("usr/was-file", data=b"file"),
+        directory("usr/was-empty"),
+        symlink("lib", "usr/lib"),
+        symlink("gone", "nowhere"),
+    )
+    more = archive(
+        tmp_path / "more.tar",
+        Member("usr/lib/old", data=b"new", mode=0o600, uid=9),
+        hardlink("usr/lib/twin", "usr/lib/old"),
+        directory("usr/was-file"),
+        Member("usr/was-file/inside", data=b"in"),
+        Member("usr/was-empty", data=b"now a file"),
+        directory("gone"),
+        Member("implied/deep/file", data=b"x"),
+    )
+    for tree, link in ((tmp_path / "plain", False), (tmp_path / "links", True)):
+        for source in (base, more):
+            stage(source, tree, link=link)
+    same(tmp_path / "links", tmp_path / "plain")
+    assert len(tree_state(tmp_path / "links").links) == 2
+    through = archive(tmp_path / "through.tar", Member("lib/more", data=b"m"))
+    for tree, link in ((tmp_path / "plain", False), (tmp_path / "links", True)):
+        with pytest.raises(ArchiveError, match="not a directory"):
+            stage(through, tree, link=link)
+        stage(through, tree, link=link, follow_dirs=True)
+    same(tmp_path / "links", tmp_path / "plain")
+    full = archive(tmp_path / "full.tar", Member("usr", data=b"no directory"))
+    for tree, link in ((tmp_path / "plain", False), (tmp_path / "links", True)):
+        with pytest.raises(ArchiveError, match="not empty"):
+            stage(full, tree, link=link)
+
+
+def test_warnings_are_said_each_time(tmp_path: Path) -> None:
+    odd = Member("f", data=b"x", pax=(("SCHILY.xattr.user.virtfs.mode", "evil"),))
+    source = archive(tmp_path / "odd.tar", odd)
+    plain = stage(source, tmp_path / "plain").warnings
+    assert plain
+    assert linked(source, tmp_path / "one").warnings == plain
+    assert linked(source, tmp_path / "two").warnings == plain
+
+
+def test_other_ways_of_translating_are_other_entries(tmp_path: Path, own_cache: Path) -> None:
+    source = write_every_type(tmp_path / "every.tar")
+    linked(source, tmp_path / "one")
+    linked(source, tmp_path / "two", limits=Limits(entries=1000))
+    assert len(list(own_cache.glob("*/shape.json"))) == 2
+    with pytest.raises(ArchiveError, match="more than 3 entries"):
+        stage(source, tmp_path / "three", link=True, limits=Limits(entries=3))
+    deep = archive(tmp_path / "deep.tar", Member("a/b/c/d", data=b"x"))
+    linked(deep, tmp_path / "four", limits=Limits(depth=4))
+    with pytest.raises(ArchiveError, match="more than 4 directories deep"):
+        stage(deep, tmp_path / "five", into="in", link=True, limits=Limits(depth=4))
+
+
+def test_nothing_changes_the_cache(tmp_path: Path, own_cache: Path) -> None:
+    source = write_every_type(tmp_path / "every.tar")
+    linked(source, tmp_path / "one")
+    linked(source, tmp_path / "two")
+    before = frozen(own_cache)
+    stage(archive(tmp_path / "new.tar", *every_type()), tmp_path / "one")
+    replaced = archive(tmp_path / "f.tar", Member("dir/file", data=b"another", mode=0o777))
+    stage(replaced, tmp_path / "one")
+    with pytest.raises(TreeError, match="change the cache"):
+        repair(tmp_path / "one")
+    assert not check(tmp_path / "one")
+    collect(tmp_path / "two", tmp_path / "out.tar")
+    shutil.rmtree(tmp_path / "one")
+    assert frozen(own_cache) == before
+    same(tmp_path / "two", tmp_path / "two")
+
+
+def test_a_cleared_cache_harms_no_tree(tmp_path: Path, own_cache: Path) -> None:
+    source = write_every_type(tmp_path / "every.tar")
+    stage(source, tmp_path / "plain")
+    linked(source, tmp_path / "one")
+    shutil.rmtree(own_cache)
+    same(tmp_path / "one", tmp_path / "plain")
+    linked(source, tmp_path / "two")
+    same(tmp_path / "two", tmp_path / "plain")
+
+
+def test_a_damaged_entry_is_copied_once_and_made_anew(tmp_path: Path, own_cache: Path) -> None:
+    source = write_every_type(tmp_path / "every.tar")
+    stage(source, tmp_path / "plain")
+    linked(source, tmp_path / "one")
+    victim = next(own_cache.glob("*/tree/u-newline*"))
+    victim.unlink()
+    report = stage(source, tmp_path / "two", link=True)
+    assert report.warnings == ("copied, not linked: the cache lacks .",)
+    same(tmp_path / "two", tmp_path / "plain")
+    linked(source, tmp_path / "three")
+    same(tmp_path / "three", tmp_path / "plain")
+
+
+def test_what_an_earlier_boot_left_is_not_trusted(tmp_path: Path, own_cache: Path) -> None:
+    source = archive(tmp_path / "s.tar", Member("f", data=b"whole"))
+    linked(source, tmp_path / "one")
+    shape = next(own_cache.glob("*/shape.json"))
+    facts = json.loads(shape.read_text())
+    shape.write_text(json.dumps({**facts, "boot": "another"}))
+    lost = shape.parent / "tree" / "f"
+    lost.chmod(0o600)
+    lost.write_bytes(b"")  # as after a power cut
+    linked(source, tmp_path / "two")
+    assert (tmp_path / "two" / "f").read_bytes() == b"whole"
+
+
+def test_an_archive_that_changes_is_another(tmp_path: Path) -> None:
+    """Even one whose size and time stay the same."""
+    source = archive(tmp_path / "s.tar", Member("f", data=b"one"))
+    os.utime(source, (1, 1))
+    time.sleep(2.1)  # now its sum is remembered
+    linked(source, tmp_path / "one")
+    linked(source, tmp_path / "two")
+    data = source.read_bytes()
+    source.write_bytes(data.replace(b"one", b"two"))
+    os.utime(source, (1, 1))
+    linked(source, tmp_path / "three")
+    assert [(tmp_path / name / "f").read_bytes() for name in ("one", "two", "three")] == [
+        b"one",
+        b"one",
+        b"two",
+    ]
+
+
+# --- where it copies, or refuses -------------------------------------------------------------
+
+
+def copied(report: StageReport, why: str) -> None:
+    assert [line for line in report.warnings if line.startswith("copied, not linked: ")]
+    assert why in report.warnings[0], report.warnings
+
+
+def test_the_same_artifact_at_two_places_is_two(tmp_path: Path) -> None:
+    """Linked twice into one tree, its files would be hard links of each other."""
+    source = write_every_type(tmp_path / "every.tar")
+    for link, tree in ((False, tmp_path / "plain"), (True, tmp_path / "links")):
+        stage(source, tree, into="a", link=link)
+        report = stage(source, tree, into="b", link=link)
+    copied(report, "has this artifact already")
+    same(tmp_path / "links", tmp_path / "plain")
+
+
+def test_streams_and_folders_are_copied(tmp_path: Path) -> None:
+    source = write_every_type(tmp_path / "every.tar")
+    with open(source, "rb") as file:
+        copied(stage(file, tmp_path / "one", link=True), "only an archive that is a file")
+    (tmp_path / "host").mkdir()
+    copied(stage(tmp_path / "host", tmp_path / "two", link=True), "only an archive")
+    assert not tree_state(tmp_path / "one").links
+
+
+def test_another_file_system_is_copied_to(tmp_path: Path) -> None:
+    source = write_every_type(tmp_path / "every.tar")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        assert os.stat(place).st_dev != tmp_path.stat().st_dev
+        copied(stage(source, Path(place) / "tree", link=True), "cross-device link")
+
+
+STAGE = "import sys, guestctl; print(guestctl.stage(*sys.argv[1:3], link=True).warnings)"
+
+
+@pytest.mark.parametrize(
+    ("argv", "env", "why"),
+    [
+        (["unshare", "--user", "--map-root-user"], {}, "root may write to any file"),
+        ([], {"PATH": "/nonexistent"}, "bubblewrap is not installed"),
+    ],
+)
+def test_without_confinement_it_copies(
+    tmp_path: Path, argv: list[str], env: dict[str, str], why: str
+) -> None:
+    source = write_every_type(tmp_path / "every.tar")
+    done = subprocess.run(
+        [*argv, sys.executable, "-c", STAGE, source, tmp_path / "tree"],
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), **env},
+        stdout=subprocess.PIPE,
+        timeout=60,
+        check=True,
+    )
+    assert why in done.stdout.decode()
+    assert not tree_state(tmp_path / "tree").links
+    assert (tmp_path / "tree" / "dir" / "file").stat().st_nlink == 2  # a link of the archive's
+
+
+def test_no_links_where_a_guest_writes(tmp_path: Path) -> None:
+    source = write_every_type(tmp_path / "every.tar")
+    for name in ("work", "base", "bare"):
+        (tmp_path / name).mkdir()
+    work = Share(tmp_path / "work", "g0", "mapped-file")
+    with pytest.raises(TreeError, match="a guest may write to it"):
+        stage(source, work, link=True)
+    lock = flocked(share_lock(tmp_path / "work", Places.of_user().runtime))
+    assert lock is not None
+    with pytest.raises(TreeError, match="a guest may write to it"):
+        stage(source, tmp_path / "work", link=True)
+    os.close(lock)
+    base = Share(tmp_path / "base", "g0", "mapped-file", writable=False, confined=True)
+    assert not stage(source, base, link=True).warnings
+    bare = Share(tmp_path / "bare", "g0", "mapped-file", writable=False)
+    copied(stage(source, bare, link=True), "guest g0 has no namespaces")
+
+
+def test_no_guest_gets_links_to_write_to(tmp_path: Path) -> None:
+    linked(write_every_type(tmp_path / "every.tar"), tmp_path / "tree")
+    text = dict.fromkeys(
+        ("name", "hostname", "kernel", "initramfs", "root", "base", "scratch_folder", "cpu"), ""
+    )
+    spec = GuestSpec(
+        **text,
+        arch="armv5l",
+        dtb=None,
+        work=str(tmp_path / "tree"),
+        memory=256,
+        accelerator="tcg",
+        namespaces=True,
+    )
+    (tmp_path / "run").mkdir(mode=0o700)
+    with pytest.raises(ShareError, match="links into the cache"):
+        start_guest(GuestDir(tmp_path / "g0"), spec, tmp_path / "run", None)
+
+
+# --- several at once, and one killed ---------------------------------------------------------
+
+
+def staging(source: Path, tree: Path) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-m", "guestctl", "virtfs", "stage", "--link"]
+    return subprocess.Popen([*argv, source, tree], stderr=subprocess.PIPE)
+
+
+def test_several_at_once_unpack_once(tmp_path: Path) -> None:
+    source = big(tmp_path / "s.tar", 1000)
+    trees = [tmp_path / f"t{number}" for number in range(3)]
+    for process in [staging(source, tree) for tree in trees]:
+        _, said = process.communicate(timeout=120)
+        assert (process.returncode, said) == (0, b"")
+    stage(source, tmp_path / "plain")
+    one = inodes(trees[0])
+    for tree in trees:
+        same(tree, tmp_path / "plain")
+        assert inodes(tree)["d7/f7"] == one["d7/f7"]
+        assert inodes(tree)["d7/.virtfs_metadata/f7"] == one["d7/.virtfs_metadata/f7"]
+
+
+def until(done: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    while not done():
+        assert process.poll() is None
+        time.sleep(0.002)
+
+
+def halfway(cache: Path) -> Iterator[Path]:
+    return cache.glob(".*/tree/d1/f*")
+
+
+def test_killed_while_unpacking(tmp_path: Path, own_cache: Path) -> None:
+    source = big(tmp_path / "s.tar")
+    process = staging(source, tmp_path / "one")
+    until(lambda: next(halfway(own_cache), None), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not list(own_cache.glob("*/shape.json"))
+    assert next(halfway(own_cache), None)
+    linked(source, tmp_path / "one")
+    assert next(halfway(own_cache), None) is None
+    stage(source, tmp_path / "plain")
+    same(tmp_path / "one", tmp_path / "plain")
+
+
+def test_one_waits_for_another_that_unpacks(tmp_path: Path, own_cache: Path) -> None:
+    source = archive(tmp_path / "s.tar", Member("f", data=b"x"))
+    linked(source, tmp_path / "one")
+    (lock,) = own_cache.glob("*.lock")
+    with open(lock) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = staging(source, tmp_path / "two")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1.5)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, b"")
+
+
+def test_killed_while_linking(tmp_path: Path, own_cache: Path) -> None:
+    source = big(tmp_path / "s.tar")
+    linked(source, tmp_path / "zero")
+    before = frozen(own_cache)
+    process = staging(source, tmp_path / "one")
+    until((tmp_path / "one" / "d0").exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert tree_state(tmp_path / "one").partial
+    linked(source, tmp_path / "one")
+    same(tmp_path / "one", tmp_path / "zero")
+    assert frozen(own_cache) == before
