@@ -11,7 +11,7 @@ from guestctl.jobs import read_jobs
 from guestctl.journal import record
 from guestctl.rundir import GuestDir, connected_socket, flocked, write_json
 
-__all__ = ["guest_facts", "live_jobs", "orphans"]
+__all__ = ["guest_facts", "live_jobs", "orphans", "state_of"]
 
 _PROBE_TIMEOUT = 5.0
 
@@ -20,10 +20,7 @@ def guest_facts(folder: GuestDir) -> dict[str, Any]:
     """One guest's part of `pool status --json`."""
     state = folder.state()
     lease = folder.leased_by()
-    supervisor = folder.supervisor()
-    name = state.get("state", "starting")
-    if name in ("ready", "booting") and not (supervisor and supervisor.alive()):
-        name = "lost"
+    name = state_of(folder)
     jobs = []
     written = read_jobs(folder)
     if name == "ready" and lease is not None:
@@ -50,6 +47,15 @@ def guest_facts(folder: GuestDir) -> dict[str, Any]:
         "cause": state.get("cause", ""),
         "share": folder.spec().get("work"),
     }
+
+
+def state_of(folder: GuestDir) -> str:
+    """What its supervisor last said of the guest, unless that is dead itself."""
+    name = str(folder.state().get("state", "starting"))
+    supervisor = folder.supervisor()
+    if name in ("ready", "booting") and not (supervisor and supervisor.alive()):
+        return "lost"
+    return name
 
 
 def orphans(folder: GuestDir) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from guestctl.errors import PoolError
-from guestctl.facts import guest_facts, live_jobs, orphans
+from guestctl.facts import guest_facts, live_jobs, orphans, state_of
 from guestctl.guest import Guest
 from guestctl.jobs import parse_job_name
 from guestctl.journal import record
@@ -153,33 +153,30 @@ class Pool:
     ) -> Guest:
         """Exclusive use of a guest, waiting up to `timeout` seconds for a free one.
 
-        `fresh` gives a guest that nobody has used since it booted. Should this process be killed,
-        its commands live on for `orphan` seconds, see `adopt`. Raises PoolError when no guest
-        becomes free in time, or all are lost.
+        `fresh` gives a guest that nobody has used since it booted. One that was lost is replaced
+        by a new one. Should this process be killed, its commands live on for `orphan` seconds, see
+        `adopt`. Raises PoolError when none becomes free in time or the pool is taken down, and
+        GuestLost when a new guest does not boot.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            alive = 0
-            for folder in self._in_order_of_wear(fresh):
-                if folder.state().get("state") not in ("ready", "booting"):
-                    continue
-                alive += 1
+            if not self._dir.spec() or _ending(self._dir).exists():
+                raise PoolError(f"the pool {self.name!r} is down")
+            for folder in self._by_preference(fresh):
                 guest = self._try_lease(folder, fresh, orphan)
                 if guest is not None:
                     return guest
-            if not alive:
-                raise PoolError(
-                    f"no guest of pool {self.name!r} is alive",
-                    hint="guestctl pool status shows what became of them",
-                )
             if deadline is not None and time.monotonic() >= deadline:
                 raise PoolError(f"no guest of pool {self.name!r} was free within {timeout:g} s")
             # flock has no way to wait for the first of several locks.
             time.sleep(_LEASE_POLL)
 
-    def _in_order_of_wear(self, fresh: bool) -> list[GuestDir]:
-        guests = self._dir.guests()
-        return sorted(guests, key=lambda folder: _worn(folder).exists()) if fresh else guests
+    def _by_preference(self, fresh: bool) -> list[GuestDir]:
+        """The guests, those first that can be had at once: lost ones have to boot."""
+        return sorted(
+            self._dir.guests(),
+            key=lambda folder: (_is_lost(folder), fresh and _worn(folder).exists()),
+        )
 
     def _try_lease(self, folder: GuestDir, fresh: bool, orphan: float) -> Guest | None:
         """The guest, if its lease is free and nothing of an earlier holder runs in it."""
@@ -187,12 +184,13 @@ class Pool:
         if lease is None:
             return None
         try:
-            if fresh and _worn(folder).exists():
+            lost = _is_lost(folder)
+            if lost or (fresh and _worn(folder).exists()):
                 # Not from under somebody's orphan.
-                if live_jobs(folder):
+                if not lost and live_jobs(folder):
                     os.close(lease)
                     return None
-                self._replace(folder)
+                self._replace(folder, fresh)
             guest = Guest.connect(folder, lease, orphan=orphan)
             if guest is None:
                 os.close(lease)
@@ -245,14 +243,14 @@ class Pool:
             )
         return found[0]
 
-    def _replace(self, folder: GuestDir) -> None:
-        """Ends a used guest and boots a new one in its place; the caller holds the lease."""
+    def _replace(self, folder: GuestDir, fresh: bool) -> None:
+        """Ends a guest and boots a new one in its place; the caller holds the lease."""
         spec = GuestSpec(**folder.spec())
         record(folder.journal, "replace", guest=folder.name)
         end_guests([folder])
         for path in (_worn(folder), folder.mounts, folder.jobs, folder.agent, folder.monitor):
             path.unlink(missing_ok=True)
-        if self._options.share is None:
+        if fresh and self._options.share is None:
             # The pool's own tree is part of what a fresh guest must not inherit.
             shutil.rmtree(spec.work, ignore_errors=True)
             Path(spec.work).mkdir(mode=0o700)
@@ -276,6 +274,9 @@ class Pool:
     def down(self) -> None:
         """Ends all guests and removes every file of the pool; a second time does nothing."""
         folders = self._dir.guests()
+        if folders:
+            # From here on nobody replaces the guests that we end.
+            _ending(self._dir).touch()
         end_guests(folders)
         for folder in folders:
             forget_share(Path(folder.spec().get("work", "/nonexistent")), self._places.runtime)
@@ -303,17 +304,29 @@ def only_pool(places: Places) -> str:
     return names[0]
 
 
+def _ending(folder: PoolDir) -> Path:
+    """Its existence says that the pool is being taken down."""
+    return folder.path / "ending"
+
+
+def _is_lost(folder: GuestDir) -> bool:
+    """Whether the guest has ended, by itself or with its supervisor."""
+    return state_of(folder) in ("lost", "stopped")
+
+
 def _worn(folder: GuestDir) -> Path:
     """Its existence says that somebody has leased the guest since it booted."""
     return folder.path / "used"
 
 
 def _locked(folder: GuestDir) -> int | None:
-    """The lease of a guest that is ready, with our pid in it; None where it is not to be had."""
+    """The lease of a guest that is ready or lost, with our pid in it; None where it is not to be
+    had.
+    """
     lease = flocked(folder.lease)
     if lease is None:
         return None
-    if folder.state().get("state") != "ready":
+    if state_of(folder) != "ready" and not _is_lost(folder):
         os.close(lease)
         return None
     os.ftruncate(lease, 0)
