@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,7 +95,11 @@ class Builder:
             each.mkdir(parents=True, exist_ok=True)
 
     def build(
-        self, names: Iterable[str], pool: Callable[[int], Pool], *, keep_going: bool = False
+        self,
+        names: Iterable[str],
+        pool: Callable[[int], AbstractContextManager[Pool]],
+        *,
+        keep_going: bool = False,
     ) -> Outcome:
         """Builds what is missing for `names` (components, strata, systems).
 

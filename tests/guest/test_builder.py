@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import os
+import signal
 import subprocess
+import sys
 import tarfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,16 +194,9 @@ def test_only_the_leaf_is_built_again_and_bytes_are_the_same_elsewhere(
     assert builder.planner.missing(["small"]) == ["files"]
     again, _events = make(folder / "elsewhere")
     with Pool("armv5l", 1, places=places) as pool:
-
-        class Kept:
-            def __enter__(self) -> Pool:
-                return pool
-
-            def __exit__(self, *_: object) -> None:
-                pass
-
-        outcome = again.build(["hello"], lambda _work: Kept()).check()  # type: ignore[arg-type, return-value]
-        assert builder.build(["small"], lambda _work: Kept()).built == ["files"]  # type: ignore[arg-type, return-value]
+        outcome = again.build(["hello"], lambda _work: contextlib.nullcontext(pool)).check()
+        second = builder.build(["small"], lambda _work: contextlib.nullcontext(pool))
+    assert second.built == ["files"]
     for name in ("say", "hello"):
         assert outcome.artifacts[name].tar.read_bytes() == built[1].artifacts[name].tar.read_bytes()
 
@@ -228,3 +227,92 @@ def _again(
         builder.sources,
     )
     return Builder(planner, builder.store, builder.sources, data, listener=events.append), events
+
+
+SLOW = """\
+name: slow
+kind: stratum
+chunks:
+- name: one
+  build-commands: [sleep 2]
+  install-commands: [mkdir $DESTDIR/usr, echo one > $DESTDIR/usr/one]
+- name: two
+  build-depends: [one]
+  build-commands: [sleep 2]
+  install-commands: [mkdir $DESTDIR/usr, cat /usr/one > $DESTDIR/usr/two]
+"""
+
+
+def slow(data: Path, image: Image, listener: Callable[[Event], None]) -> Builder:
+    definitions = data / "definitions"
+    definitions.mkdir(parents=True, exist_ok=True)
+    (definitions / "slow.morph").write_text(SLOW)
+    store, sources = Store(data), Sources(data / "sources", {}, {})
+    platform = Platform("armv5l", "arm-linux-gnueabi", {"image": image.id})
+    planner = Planner(load_project(definitions, "armv5l"), platform, store, sources)
+    return Builder(planner, store, sources, data, listener=listener)
+
+
+def test_a_guest_killed_in_the_middle_of_each_build_changes_nothing(
+    tmp_path: Path, armv5l_image: Image, places: Places
+) -> None:
+    killed: list[str] = []
+    with Pool("armv5l", 1, places=places) as pool:
+
+        def strike(event: Event) -> None:
+            if event.kind == "step" and event.text == "build" and event.name not in killed:
+                killed.append(event.name)
+                pid = pool.status()[0]["qemu_pid"]
+                threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
+
+        struck = slow(tmp_path / "struck", armv5l_image, strike)
+        outcome = struck.build(["slow"], lambda _work: contextlib.nullcontext(pool)).check()
+        quiet = slow(tmp_path / "quiet", armv5l_image, lambda _event: None)
+        expected = quiet.build(["slow"], lambda _work: contextlib.nullcontext(pool)).check()
+    assert killed == ["one", "two"]
+    assert outcome.built == ["one", "two"]
+    for name in killed:
+        assert outcome.artifacts[name].tar.read_bytes() == expected.artifacts[name].tar.read_bytes()
+
+
+def test_a_builder_that_is_killed_goes_on_where_it_was(
+    tmp_path: Path, armv5l_image: Image, places: Places
+) -> None:
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from guestctl import Pool, image
+from guestctl.places import Places
+from tests.guest.test_builder import slow
+made = image.load("armv5l", cache_dir=Path({str(places.cache)!r}))
+def strike(event):
+    if (event.name, event.text) == (sys.argv[1], "build"):
+        os.kill(os.getpid(), signal.SIGKILL)
+slow(Path({str(tmp_path)!r}), made, strike).build(["slow"], lambda _work: Pool("armv5l", 1))
+"""
+    for victim in ("one", "two"):
+        done = subprocess.run([sys.executable, "-c", code, victim], check=False, timeout=120)
+        assert done.returncode == -signal.SIGKILL
+    builder = slow(tmp_path, armv5l_image, lambda _event: None)
+    assert builder.planner.missing(["slow"]) == ["two"]
+    outcome = builder.build(["slow"], lambda _work: Pool("armv5l", 1, places=places)).check()
+    assert (outcome.cached, outcome.built) == (["one"], ["two"])
+    assert not [path for path in (tmp_path / "artifacts").iterdir() if path.name.startswith(".")]
+
+
+def test_an_interrupted_build_ends_cleanly_and_a_second_run_continues(
+    tmp_path: Path, armv5l_image: Image, places: Places
+) -> None:
+    def strike(event: Event) -> None:
+        if (event.name, event.text) == ("two", "build"):
+            threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,)).start()
+
+    builder = slow(tmp_path, armv5l_image, strike)
+    begin = time.monotonic()
+    with Pool("armv5l", 1, places=places) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            builder.build(["slow"], lambda _work: contextlib.nullcontext(pool))
+        assert pool.status()[0]["state"] == "ready"
+    assert time.monotonic() - begin < 60
+    assert builder.planner.missing(["slow"]) == ["two"]
+    assert not list(builder.scratch.iterdir())
