@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -316,3 +317,67 @@ def test_an_interrupted_build_ends_cleanly_and_a_second_run_continues(
     assert time.monotonic() - begin < 60
     assert builder.planner.missing(["slow"]) == ["two"]
     assert not list(builder.scratch.iterdir())
+
+
+def test_the_example_builder_builds(folder: Path, make: Make, armv5l_image: Image) -> None:
+    make(folder / "example")
+    cc = "cc -O2 -nostdlib -static -ffreestanding"
+    packages = [
+        {
+            "name": "hello",
+            "tarball": str(folder / "hello.tar.gz"),
+            "needs": ["say"],
+            "commands": [
+                f"{cc} -o hello hello.c -lsay",
+                "mkdir -p $DESTDIR/bin",
+                "cp hello $DESTDIR/bin",
+            ],
+        },
+        {
+            "name": "say",
+            "tarball": str(folder / "say-1.0.tar.gz"),
+            "needs": [],
+            "commands": [
+                "cd say-1.0; : > config.mk; make SHELL=/tools/bin/sh DESTDIR=$DESTDIR install"
+            ],
+        },
+    ]
+    out = folder / "out"
+    out.mkdir()
+    (folder / "recipe.json").write_text(json.dumps({"arch": "armv5l", "packages": packages}))
+    example = Path(__file__).parents[2] / "examples" / "builder.py"
+    done = subprocess.run(
+        [sys.executable, str(example), str(folder / "recipe.json"), str(out)],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.stdout == "say is built\nhello is built\n", done.stderr
+    listed = subprocess.run(["tar", "-tf", str(out / "hello.tar")], capture_output=True, check=True)
+    assert b"bin/hello" in listed.stdout
+
+
+def test_the_command_line_builds_and_explains(
+    folder: Path, make: Make, armv5l_image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(folder / "line")
+    definitions = str(folder / "line" / "definitions")
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder / "line" / "data"))
+
+    def guestctl(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "guestctl", *words],
+            capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+
+    build = ("build", definitions, "say", "--arch", "armv5l")
+    assert guestctl(*build, "--explain").stdout == "say: it was never built\n"
+    done = guestctl(*build, "--json")
+    assert json.loads(done.stdout)["built"] == ["say"], done.stderr
+    assert guestctl(*build, "--explain").stdout == "say: it is built already\n"
+    assert json.loads(guestctl(*build, "--json").stdout)["cached"] == ["say"]
+    assert "./configure --build" in guestctl(*build, "--log").stdout
+    assert "libsay.a" in guestctl("artifact", "show", "say").stdout
+    assert guestctl("artifact", "extract", "say", str(folder / "line" / "tree")).returncode == 0
+    assert guestctl("artifact", "remove", "say").returncode == 0
+    missing = guestctl("artifact", "show", "say")
+    assert missing.returncode == 1
+    assert missing.stderr == "guestctl: there is no artifact 'say'\nhint: guestctl artifact list\n"
