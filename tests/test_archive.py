@@ -402,3 +402,19 @@ def test_holes_that_begin_and_end_anywhere(tmp_path, at):
         assert offset % HOLE == 0
         whole[offset : offset + length] = content[offset : offset + length]
     assert whole == content and sum(length for _, length in regions or []) <= 2 * HOLE
+
+
+def test_an_acl_that_names_users_is_left_out_with_a_warning(tmp_path):
+    """GNU tar writes names, which mean nothing here; the rest of the archive is not lost to it."""
+    pax = (("SCHILY.acl.access", "user::rw-,user:jenny:r--,group::r--,mask::r--,other::---"),)
+    report = stage(io.BytesIO(tar_bytes([Member("f", data=b"x", pax=pax)])), tmp_path / "tree")
+    (warning,) = report.warnings
+    assert warning.startswith("f: ") and "jenny" in warning
+    assert (tmp_path / "tree/f").read_bytes() == b"x"
+
+
+def test_pax_numbers_may_have_zeros_in_front(tmp_path):
+    pax = (("size", "0" * 30 + "4"), ("uid", "0" * 25 + "7"))
+    stage(io.BytesIO(tar_bytes([Member("f", data=b"four", pax=pax)])), tmp_path / "tree")
+    (entry,) = [entry for entry in list_tree(tmp_path / "tree") if entry.path]
+    assert (entry.size, entry.uid) == (4, 7)

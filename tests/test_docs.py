@@ -113,3 +113,12 @@ def test_the_set_up_installs_what_recipes_ask_of_the_host() -> None:
     needed |= {row.qemu_package for row in TARGETS.values()}
     essential = {"binutils", "dpkg", "tar"}  # with gcc, and on every Debian
     assert needed - essential <= listed
+
+
+def test_every_case_of_the_format_has_a_test_of_its_number() -> None:
+    text = (ROOT / "docs" / "virtfs-format.md").read_text()
+    part = text.split("\n## 7.", 1)[1].split("\n## ", 1)[0]
+    cases = {int(number) for number in re.findall(r"^(\d+)\. ", part, re.MULTILINE)}
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_translate_*.py"))
+    assert cases == set(range(1, 41))
+    assert {int(number) for number in re.findall(r"def test_case_(\d+)_", tests)} == cases

@@ -9,8 +9,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
+from guestctl.archive.compressed import decompressed
 from guestctl.archive.deb import AR_MAGIC, deb_data
-from guestctl.archive.stream import Stream, decompressed
+from guestctl.archive.stream import Stream
 from guestctl.archive.tar import TarReader
 from guestctl.archive.tarfmt import BLOCK, is_header
 from guestctl.entry import Entry

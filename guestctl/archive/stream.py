@@ -1,30 +1,17 @@
-"""Bytes of an archive in order: from a file, a pipe, or a decompressor in its own thread.
-
-Compression is recognised by its magic. gzip, xz and bzip2 go through Python's modules, which
-say when a stream is cut short; all others (zstd, lz4, lzip, compress) through libarchive.
-"""
+"""Bytes of an archive in order, from a file, a pipe or a decompressor; and how they are copied."""
 
 from __future__ import annotations
 
-import bz2
-import contextlib
 import errno
-import lzma
 import os
-import queue
-import stat
-import threading
-import zlib
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable
 
 from guestctl.errors import ArchiveError
 
-__all__ = ["CHUNK", "Stream", "copy_range", "decompressed", "write_all"]
+__all__ = ["CHUNK", "Read", "Stream", "copy_range", "write_all"]
 
 CHUNK = 1 << 18
 _BIG = 1 << 16  # from here on the kernel copies, not we
-_AHEAD = 8  # chunks a decompressor may be ahead
 
 Read = Callable[[int], bytes]
 
@@ -194,148 +181,3 @@ class Stream:
         self._buffer = memoryview(b"")
         while self._read(CHUNK):
             pass
-
-
-def _gunzip(read: Read, name: str) -> Iterator[bytes]:
-    data = read(CHUNK)
-    while data:
-        engine = zlib.decompressobj(31)
-        while not engine.eof:
-            if not data:
-                data = read(CHUNK)
-                if not data:
-                    raise ArchiveError(f"{name}: the gzip stream is cut short")
-            out = engine.decompress(data, CHUNK)
-            data = engine.unconsumed_tail
-            if out:
-                yield out
-        data = engine.unused_data or read(CHUNK)
-        data = data.lstrip(b"\0") or read(CHUNK)  # tapes and some tools pad with zeros
-        if data and not (data + (b"" if len(data) > 1 else read(1))).startswith(b"\x1f\x8b"):
-            raise ArchiveError(f"{name}: something else follows the gzip stream")
-
-
-def _expand(read: Read, name: str, make: Callable[[], Any], what: str) -> Iterator[bytes]:
-    data = read(CHUNK)
-    while data:
-        engine = make()
-        while not engine.eof:
-            if engine.needs_input and not data:
-                data = read(CHUNK)
-                if not data:
-                    raise ArchiveError(f"{name}: the {what} stream is cut short")
-            out = engine.decompress(data, CHUNK)
-            data = b""
-            if out:
-                yield out
-        data = (engine.unused_data or read(CHUNK)).lstrip(b"\0") or read(CHUNK)
-
-
-def _libarchive(read: Read, name: str) -> Iterator[bytes]:
-    from guestctl.archive import libarc
-
-    return libarc.filtered(read, name)
-
-
-_MAGIC: tuple[tuple[bytes, Callable[[Read, str], Iterator[bytes]]], ...] = (
-    (b"\x1f\x8b", _gunzip),
-    (b"\xfd7zXZ\0", lambda read, name: _expand(read, name, lzma.LZMADecompressor, "xz")),
-    (b"BZh", lambda read, name: _expand(read, name, bz2.BZ2Decompressor, "bzip2")),
-    (b"\x28\xb5\x2f\xfd", _libarchive),
-    (b"\x04\x22\x4d\x18", _libarchive),
-    (b"LZIP", _libarchive),
-    (b"\x1f\x9d", _libarchive),
-    (b"]\0\0", lambda read, name: _expand(read, name, _lzma_alone, "lzma")),
-)
-
-
-def _lzma_alone() -> lzma.LZMADecompressor:
-    return lzma.LZMADecompressor(lzma.FORMAT_ALONE)
-
-
-class _Ahead:
-    """Runs an iterator of chunks in a thread, a bounded number of chunks ahead."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._queue: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
-        self._stop = threading.Event()
-        self._ended = False
-        self._thread = threading.Thread(target=self._run, args=(chunks,), daemon=True)
-        self._thread.start()
-
-    def _put(self, item: bytes | BaseException) -> None:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(item, timeout=0.2)
-                return
-            except queue.Full:
-                continue
-
-    def _run(self, chunks: Iterator[bytes]) -> None:
-        try:
-            for chunk in chunks:
-                self._put(chunk)
-                if self._stop.is_set():
-                    return
-            self._put(b"")
-        except BaseException as error:
-            self._put(error)
-
-    def read(self, _size: int) -> bytes:
-        if self._ended:
-            return b""
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            self._ended = True
-            raise item
-        self._ended = not item
-        return item
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(timeout=10)
-
-
-@contextlib.contextmanager
-def decompressed(source: int | BinaryIO, name: str, ratio: float, floor: int) -> Iterator[Stream]:
-    """Yields the plain bytes of `source`, an open descriptor or a binary file object.
-
-    :raise ArchiveError: while reading: it is corrupt, cut short, or more than `ratio` times as
-        large as what was read of it (once it is more than `floor` bytes).
-    """
-    fd = source if isinstance(source, int) else -1
-    read: Read = source.read if not isinstance(source, int) else lambda n: os.read(fd, n)
-    regular = fd >= 0 and stat.S_ISREG(os.fstat(fd).st_mode)
-    plain = Stream(read, name, fd=fd if regular else -1)
-    head = plain.peek(16)
-    expand = next((function for magic, function in _MAGIC if head.startswith(magic)), None)
-    if expand is None:
-        yield plain
-        return
-    taken = 0
-
-    def pull(n: int) -> bytes:
-        nonlocal taken
-        data = plain.upto(n)
-        taken += len(data)
-        return data
-
-    def guarded() -> Iterator[bytes]:
-        given = 0
-        try:
-            for chunk in expand(pull, name):
-                given += len(chunk)
-                if given > floor and given > ratio * taken:
-                    raise ArchiveError(
-                        f"{name}: it unpacks to more than {ratio:g} times its size",
-                        hint="a bomb? raise the ratio limit if you trust it",
-                    )
-                yield chunk
-        except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-            raise ArchiveError(f"{name}: corrupt compressed data: {error}") from error
-
-    ahead = _Ahead(guarded())
-    try:
-        yield Stream(ahead.read, name)
-    finally:
-        ahead.close()

@@ -31,6 +31,7 @@ __all__ = ["TarReader"]
 _ZERO = bytes(BLOCK)
 _PAX_MAX = 16 << 20  # xattrs may be large; names may not
 _NAME_MAX = 1 << 16
+_WARNINGS = 1000  # a hostile archive could have more than memory holds
 _SPARSE_MAX = 1 << 20  # regions of one file
 
 
@@ -175,11 +176,30 @@ class TarReader:
             entry.target = target
         elif form in (stat.S_IFCHR, stat.S_IFBLK):
             entry.rdev = rdev
-        if header.kind in b"23456":
-            self.left = 0  # POSIX: no payload, whatever the size says
+        # POSIX: no payload, whatever the size says; old archivers meant a directory's own.
+        if header.kind in b"23456" or (
+            form == stat.S_IFDIR and self.left and self._followed_by_header()
+        ):
+            self.left = 0
         if pax:
-            _xattrs(entry, pax)
+            self._xattrs(entry, pax)
         return entry
+
+    def _xattrs(self, entry: Entry, pax: dict[bytes, bytes]) -> None:
+        for key, value in pax.items():
+            if key.startswith(b"SCHILY.xattr."):
+                # GNU tar's escapes; '=' would end the keyword.
+                name = key[13:].replace(b"%3D", b"=").replace(b"%25", b"%")
+                entry.xattrs[name] = value
+            elif key.startswith(b"LIBARCHIVE.xattr."):
+                name = urllib.parse.unquote_to_bytes(key[17:])
+                entry.xattrs.setdefault(name, base64.b64decode(value + b"=" * (-len(value) % 4)))
+            elif key in (b"SCHILY.acl.access", b"SCHILY.acl.default"):
+                try:
+                    entry.xattrs[b"system.posix_acl_" + key[11:]] = acl.encode(value)
+                except ValueError as error:
+                    if len(self.warnings) < _WARNINGS:
+                        self.warnings.append(f"{entry.shown}: {error}: left out")
 
     def _followed_by_header(self) -> bool:
         head = self.stream.peek(BLOCK)
@@ -252,24 +272,12 @@ class TarReader:
 
 
 def _int(text: bytes) -> int:
-    if not text.isdigit() or len(text) > 20:
+    digits = text.lstrip(b"0") or b"0"
+    if not text.isdigit() or len(digits) > 20:
         raise ValueError(f"bad number {text[:40]!r}")
-    return int(text)
+    return int(digits)
 
 
 def _decimal(pax: dict[bytes, bytes], key: bytes, default: int) -> int:
     value = pax.get(key)
     return _int(value) if value else default
-
-
-def _xattrs(entry: Entry, pax: dict[bytes, bytes]) -> None:
-    for key, value in pax.items():
-        if key.startswith(b"SCHILY.xattr."):
-            # GNU tar's escapes; '=' would end the keyword.
-            name = key[13:].replace(b"%3D", b"=").replace(b"%25", b"%")
-            entry.xattrs[name] = value
-        elif key.startswith(b"LIBARCHIVE.xattr."):
-            name = urllib.parse.unquote_to_bytes(key[17:])
-            entry.xattrs.setdefault(name, base64.b64decode(value + b"=" * (-len(value) % 4)))
-        elif key in (b"SCHILY.acl.access", b"SCHILY.acl.default"):
-            entry.xattrs[b"system.posix_acl_" + key[11:]] = acl.encode(value)
