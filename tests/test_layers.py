@@ -14,7 +14,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("errors", "resources", "spec", "targets", "version"), 0),
     **dict.fromkeys(("acl", "entry", "events", "patience", "session", "vmeta", "wire"), 1),
     **dict.fromkeys(("definitions", "document", "recipe"), 1),
-    **dict.fromkeys(("archive", "packages", "pump", "tree", "view"), 2),
+    **dict.fromkeys(("archive", "companion", "packages", "pump", "tree", "view"), 2),
     **dict.fromkeys(("jobs", "journal", "rundir", "tail"), 2),
     **dict.fromkeys(("link", "places", "processes", "qemu", "share", "toolchain"), 2),
     **dict.fromkeys(("agent", "facts", "guest", "process", "services"), 3),

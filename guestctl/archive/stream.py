@@ -154,6 +154,12 @@ class Stream:
             os.lseek(self.fd, start + n, os.SEEK_SET)
         return start
 
+    def left_to_others(self, n: int) -> int:
+        """Takes bytes that someone else reads from `fd`; their offset."""
+        start = self._start + self.offset
+        self.skip(n)
+        return start
+
     def copy(self, fd: int, n: int) -> None:
         """Writes the next `n` bytes to where `fd` stands."""
         pos = self._pos

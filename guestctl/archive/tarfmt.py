@@ -6,6 +6,7 @@ Sources: POSIX.1-2008 pax; the GNU tar manual, "Tar Internals"; star's and libar
 from __future__ import annotations
 
 import stat
+import struct
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,8 @@ __all__ = [
 
 BLOCK = 512
 
+# name, mode with uid and gid, size, mtime, type, target, magic, device, prefix
+_FIELDS = struct.Struct("100s24s12s12s8xs100s6s66x8s8s155s12x")
 _FORMAT = {
     b"0": stat.S_IFREG,
     b"\0": stat.S_IFREG,
@@ -67,16 +70,25 @@ def is_header(block: bytes) -> bool:
     """Whether the checksum holds, summed as unsigned or, as some old archivers did, signed."""
     if len(block) != BLOCK:
         return False
-    try:
-        stored = parse_number(block[148:156])
-    except ValueError:
+    stored, wanted = _checksum(block[148:156])
+    if stored < 0:
         return False
     # adler32's low half is 1 + the sum of all bytes modulo 65521: C speed for the usual case.
-    total = stored - 256 + _sum(block[148:156])
-    if zlib.adler32(block) & 0xFFFF == (total + 1) % 65521 and 0 <= total <= 255 * BLOCK:
+    if zlib.adler32(block) & 0xFFFF == wanted:
         return True
     rest = block[:148] + block[156:]
     return stored == 256 + sum(byte - 256 if byte > 127 else byte for byte in rest)
+
+
+@lru_cache(maxsize=8192)
+def _checksum(field: bytes) -> tuple[int, int]:
+    """What a checksum field says, and the low half of adler32 that a block with it has, or -1."""
+    try:
+        stored = parse_number(field)
+    except ValueError:
+        return -1, -1
+    total = stored - 256 + sum(field)
+    return stored, (total + 1) % 65521 if 0 <= total <= 255 * BLOCK else -1
 
 
 @lru_cache(maxsize=4096)
@@ -95,39 +107,39 @@ def parse_number(text: bytes) -> int:
     return int(digits, 8)
 
 
-@lru_cache(maxsize=8192)
-def _sum(data: bytes) -> int:
-    return sum(data)
+@lru_cache(maxsize=1024)
+def _owner(fields: bytes) -> tuple[int, int, int]:
+    """Mode, uid and gid: the same for most members."""
+    return (
+        parse_number(fields[:8]) & 0o7777,
+        parse_number(fields[8:16]),
+        parse_number(fields[16:]),
+    )
 
 
 def parse_header(block: bytes) -> Header:
     """Parses a block that `is_header` accepts; ValueError for a broken number."""
-    name = block[:100].split(b"\0", 1)[0]
-    kind = block[156:157]
-    magic = block[257:263]
-    major = minor = 0
+    name, owner, size, mtime, kind, target, magic, major, minor, prefix = _FIELDS.unpack(block)
+    name = name.split(b"\0", 1)[0]
+    numbers = (0, 0)
     if magic[:5] == b"ustar":
         if kind in b"34":
-            major = parse_number(block[329:337])
-            minor = parse_number(block[337:345])
+            numbers = parse_number(major), parse_number(minor)
         # GNU keeps times and sparse maps where POSIX has the prefix.
-        if magic == b"ustar\0" and block[345]:
+        if magic == b"ustar\0" and prefix[0]:
             width = 131 if block[508:512] == b"tar\0" else 155  # star
-            name = block[345 : 345 + width].split(b"\0", 1)[0] + b"/" + name
-    size = parse_number(block[124:136])
-    if size < 0:
+            name = prefix[:width].split(b"\0", 1)[0] + b"/" + name
+    length = parse_number(size)
+    if length < 0:
         raise ValueError("negative size")
     return Header(
         name,
         kind,
-        parse_number(block[100:108]) & 0o7777,
-        parse_number(block[108:116]),
-        parse_number(block[116:124]),
-        size,
-        parse_number(block[136:148]),
-        block[157:257].split(b"\0", 1)[0],
-        major,
-        minor,
+        *_owner(owner),
+        length,
+        parse_number(mtime),
+        target.split(b"\0", 1)[0] if target[0] else b"",
+        *numbers,
         block,
     )
 

@@ -15,22 +15,18 @@ from guestctl.archive.reader import Reader, open_archive
 from guestctl.entry import Entry, Limits
 from guestctl.errors import ArchiveError, TreeError
 from guestctl.translate.linking import linkable, unexported
+from guestctl.translate.marking import first_mark, make_tree, model_for, write_mark
 from guestctl.translate.report import Path, Progress, Warnings, clean_subdir
 from guestctl.translate.unpacked import Artifact, Translation
+from guestctl.tree.filler import Filler
 from guestctl.tree.linked import LinkedWriter, Unlinkable
 from guestctl.tree.state import (
     State,
-    check_model,
-    clear_state,
-    detect_model,
     hold_tree,
     open_tree,
     read_state,
-    remove_contents,
-    write_state,
 )
 from guestctl.tree.writer import TreeWriter
-from guestctl.vmeta import MAPPED_FILE, META_DIR, ROOT_FILE
 
 __all__ = ["StageReport", "stage"]
 
@@ -102,17 +98,17 @@ def stage(
     """
     base = clean_subdir(into)
     where = os.fsencode(tree)
-    _make_tree(where)
+    make_tree(where)
     warnings = Warnings()
     with (
         _open_source(source) as (handle, name),
         open_tree(where) as root,
-        hold_tree(root, exclusive=True),
+        hold_tree(root, exclusive=True) as lock,
         contextlib.ExitStack() as stack,
     ):
-        model = _model_for(root, where, security_model or getattr(tree, "security_model", None))
+        model = model_for(root, where, security_model or getattr(tree, "security_model", None))
         before = read_state(root)
-        mark = _mark(root, before, base, name)
+        mark = first_mark(root, before, base, name)
         unpack = functools.partial(_unpack, handle, name, limits, exclude_vcs, progress)
         artifact = None
         if link:
@@ -130,9 +126,15 @@ def stage(
             )
         if artifact is not None:
             mark = replace(mark, links=(*mark.links, artifact.token))
-        _write_mark(root, model, mark, where)
+        write_mark(root, model, mark, where)
         writer = LinkedWriter(
-            root, model, label=name, into=base, follow_dirs=follow_dirs, warn=warnings.add
+            root,
+            model,
+            label=name,
+            into=base,
+            follow_dirs=follow_dirs,
+            warn=warnings.add,
+            filler=_filler(handle, lock, name),
         )
         try:
             entries, size = _put_in(
@@ -140,11 +142,11 @@ def stage(
             )
             writer.finish()
             ready = State(aside=before.aside or writer.aside, links=mark.links)
-            _write_mark(root, model, ready, where)
+            write_mark(root, model, ready, where)
             writer.stamp_root()
         except BaseException:
             if not (writer.begun or mark.fresh or before.partial):
-                _write_mark(root, model, before, where)  # nothing was touched
+                write_mark(root, model, before, where)  # nothing was touched
             raise
         finally:
             writer.close()
@@ -191,95 +193,11 @@ def _unpack(
     return entries, size, reader.warnings
 
 
-def _make_tree(where: bytes) -> None:
-    try:
-        parent = os.path.dirname(os.path.abspath(where))
-        os.makedirs(parent, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(where, 0o700)
-            os.chmod(where, 0o700)  # whatever the umask
-    except OSError as error:
-        raise TreeError(f"{os.fsdecode(where)}: {error.strerror}") from error
-
-
-def _write_mark(root: int, model: str, state: State, where: bytes) -> None:
-    try:
-        if state == State():
-            clear_state(root, model)
-        else:
-            write_state(root, model, state)
-    except OSError as error:
-        raise TreeError(
-            f"{os.fsdecode(where)}: cannot hold {model} metadata: {error.strerror}"
-        ) from error
-
-
-def _model_for(root: int, where: bytes, wanted: str | None) -> str:
-    if wanted is not None:
-        check_model(wanted)
-    found = detect_model(root)
-    if found and wanted and found != wanted:
-        raise TreeError(
-            f"{os.fsdecode(where)}: it is a {found} tree, not a {wanted} one",
-            hint="a tree can be of one security model only",
-        )
-    return wanted or found or MAPPED_FILE
-
-
-def _mark(root: int, before: State, base: bytes, name: str) -> State:
-    """Decides how a stage begins; cleans up after one that did not end."""
-    source = os.fsencode(name)
-    fresh = _is_empty(root, base)
-    if before.partial:
-        same = before.into == base
-        if same and before.fresh:
-            _empty(root, base)
-            fresh = True
-        elif not (same and before.source == source):
-            raise TreeError(
-                f"the tree is partly staged, from {os.fsdecode(before.source)}",
-                hint="stage that again to the same place, or begin with a new tree",
-            )
-    links = () if fresh and not base else before.links
-    return State(
-        partial=True, aside=before.aside, fresh=fresh, source=source, into=base, links=links
-    )
-
-
-def _folder(root: int, base: bytes) -> int:
-    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
-    for name in base.split(b"/") if base else ():
-        try:
-            below = os.open(
-                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd
-            )
-        except OSError:
-            return -1
-        finally:
-            os.close(fd)
-        fd = below
-    return fd
-
-
-def _is_empty(root: int, base: bytes) -> bool:
-    fd = _folder(root, base)
-    if fd < 0:
-        return True
-    try:
-        names = {os.fsencode(name) for name in os.listdir(fd)}
-    finally:
-        os.close(fd)
-    return not names - {META_DIR, ROOT_FILE}
-
-
-def _empty(root: int, base: bytes) -> None:
-    fd = _folder(root, base)
-    if fd >= 0:
-        try:
-            # The mark lies in the root's metadata folder and has to stay until it is written anew.
-            remove_contents(fd, keep=META_DIR if not base else None)
-        finally:
-            os.close(fd)
+def _filler(handle: int | BinaryIO, lock: int, name: str) -> Filler | None:
+    """A second process for the small files of an archive that it can read on its own."""
+    if not isinstance(handle, int) or not stat.S_ISREG(os.fstat(handle).st_mode):
+        return None
+    return Filler(handle, lock, label=name)
 
 
 def _copy_in(

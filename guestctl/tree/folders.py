@@ -46,7 +46,10 @@ class Folder:
 
 
 class Folders:
-    """What TreeWriter stands on; `_adopt` is its part in making a folder that no member names."""
+    """What TreeWriter stands on; `_adopt` is its part in making a folder that no member names.
+
+    `_await` returns when no other process still owes the file of that name, or any of the folder.
+    """
 
     def __init__(self, root: int, model: str, *, label: str, into: bytes, follow: bool) -> None:
         self._file_model = model == MAPPED_FILE
@@ -59,6 +62,9 @@ class Folders:
 
     def _adopt(self, child: Folder, parent: Folder, entry: Entry) -> None:
         """Gives a new folder its metadata; it is there for the sake of `entry`."""
+        raise NotImplementedError
+
+    def _await(self, path: bytes, name: bytes = b"") -> None:
         raise NotImplementedError
 
     def _close_all(self) -> None:
@@ -106,6 +112,7 @@ class Folders:
         except FileNotFoundError:
             if not create:
                 raise KeyError(at) from None
+            self._await(here.path, name)
             fd = self._mkdir(here, name)
             self._dirs[at] = child = Folder(path, fd)
             self._adopt(child, here, entry)
@@ -160,6 +167,7 @@ class Folders:
 
     def _stored(self, here: Folder, name: bytes) -> int:
         """The mode that the guest sees of an existing entry; 0 if there is none."""
+        self._await(here.path, name)
         try:
             info = os.stat(name, dir_fd=here.fd, follow_symlinks=False)
         except FileNotFoundError:

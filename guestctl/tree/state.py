@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -50,6 +51,7 @@ OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLO
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _STATE_MAX = 1 << 20
+_PATIENCE = 0.3  # seconds: the companion of a stage that was killed lets go within them
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -265,10 +267,11 @@ def is_partial(tree: Path) -> bool:
 
 
 @contextlib.contextmanager
-def hold_tree(tree: Path | int, *, exclusive: bool = False) -> Iterator[None]:
+def hold_tree(tree: Path | int, *, exclusive: bool = False) -> Iterator[int]:
     """Holds a tree against staging (and, if exclusive, collecting) by anyone else.
 
-    Whoever mounts a tree in a guest holds it exclusively meanwhile. The hold ends with the process.
+    Whoever mounts a tree in a guest holds it exclusively meanwhile. The hold ends with the process,
+    or with the last to inherit the descriptor that is yielded.
 
     :raise TreeError: another holds it.
     """
@@ -281,18 +284,26 @@ def hold_tree(tree: Path | int, *, exclusive: bool = False) -> Iterator[None]:
             anew = os.open(b".", OPEN_DIR, dir_fd=fd)
             os.close(fd)
             fd = anew
-        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-        try:
-            fcntl.flock(fd, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TreeError(
-                "the tree is in use: a guest has it mounted, or it is being staged",
-                hint="unmount it in the guest first",
-            ) from None
-        yield
+        _lock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield fd
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+def _lock(fd: int, kind: int) -> None:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise TreeError(
+                    "the tree is in use: a guest has it mounted, or it is being staged",
+                    hint="unmount it in the guest first",
+                ) from None
+        time.sleep(0.01)
 
 
 def remove_contents(fd: int, *, keep: bytes | None = None) -> None:
