@@ -16,7 +16,7 @@ from guestctl.tree.state import (
 )
 from guestctl.vmeta import MAPPED_FILE, META_DIR, ROOT_FILE
 
-__all__ = ["make_tree", "mark", "model_for", "write_mark"]
+__all__ = ["first_mark", "make_tree", "model_for", "write_mark"]
 
 
 def make_tree(where: bytes) -> None:
