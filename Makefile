@@ -26,6 +26,7 @@ test:
 test-here: setup
 	@tools/step.sh "style" $(MAKE) --no-print-directory lint
 	@tools/step.sh "guest-init, with sanitizers" $(MAKE) --no-print-directory -C guest-init check
+	@tools/step.sh "host-view, with sanitizers" $(MAKE) --no-print-directory -C host-view check
 	$(GUESTCTL) image build armv5l
 	$(GUESTCTL) image build x86_64
 	$(BIN)/python -m pytest $(PYTEST)
@@ -39,4 +40,4 @@ bench: setup
 	$(BIN)/python -m tests.bench $(BENCH)
 
 clean:
-	rm -rf $(VENV) guest-init/out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) guest-init/out host-view/out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,6 +14,7 @@ from guestctl.places import Places
 from guestctl.qemu.accel import acceleration, qemu_version
 from guestctl.qemu.confine import probe_confinement
 from guestctl.targets import TARGETS, Target, target
+from guestctl.view import why_no_view
 
 __all__ = ["Finding", "examine"]
 
@@ -57,6 +58,7 @@ def _host(places: Places, rows: list[Target]) -> Iterator[Finding]:
         yield Finding(
             "note", "namespaces", f"none, seccomp alone: {confinement.reason}", "install bubblewrap"
         )
+    yield _view(places)
     there = places.cache
     while not there.exists():
         there = there.parent
@@ -64,6 +66,13 @@ def _host(places: Places, rows: list[Target]) -> Iterator[Finding]:
     mark = "ok" if free >= _SPACE_WANTED else "note"
     mend = "" if mark == "ok" else "building an image takes about 6 GiB"
     yield Finding(mark, "disk space", f"{free >> 30} GiB free for {places.cache}", mend)
+
+
+def _view(places: Places) -> Finding:
+    reason = why_no_view(places.cache)
+    if not reason:
+        return Finding("ok", "views", "the host's tools can be confined to a guest's files")
+    return Finding("note", "views", f"all is compiled in guests: {reason}", "see docs/view.md")
 
 
 def _target(row: Target, places: Places) -> Iterator[Finding]:

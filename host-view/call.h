@@ -23,6 +23,9 @@ void stage(const struct job *job);
 /* Was this path of the view made by stage, and not by the tool? */
 bool staged(const char *path);
 
+/* Try what stage does, in a mount namespace of its own. Failures end the process. */
+void stage_probe(const struct world *world);
+
 /* Put what the tool has left into the bundle. (harvest.c) */
 enum trouble harvest(const struct job *job);
 

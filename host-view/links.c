@@ -229,3 +229,16 @@ void links_release(struct links *l, struct copy *copy)
 	copy->users--;
 	sweep(l);
 }
+
+void links_close(struct links *l)
+{
+	struct copy *copy;
+
+	forget_changes(l);
+	free(l->changes);
+	while ((copy = l->copies)) {
+		l->copies = copy->next;
+		close(copy->fd);
+		free(copy);
+	}
+}

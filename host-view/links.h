@@ -36,6 +36,7 @@ struct links {
 };
 
 void links_open(struct links *links, int base);
+void links_close(struct links *links);
 
 /* Note a change, in the order they happened. 0 or an errno. */
 int links_set(struct links *links, const char *path, const char *target);

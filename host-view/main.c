@@ -146,6 +146,23 @@ static pid_t fork_alone(void)
 			      NULL);
 }
 
+/* Learn now, and not at the first call, whether this kernel lets us mount what calls need. */
+static void probe(void)
+{
+	pid_t pid = fork_alone();
+	int status;
+
+	if (pid < 0)
+		fail("make namespaces of a call", NULL);
+	if (!pid) {
+		world_open(&world, NULL);
+		stage_probe(&world);
+		_exit(0);
+	}
+	if (waitpid(pid, &status, 0) != pid || status)
+		_exit(1);
+}
+
 static void refuse(int life, const char *what)
 {
 	struct reply reply = { .state = FAILED, .error = (uint32_t)errno };
@@ -227,6 +244,7 @@ int main(int argc, char **argv)
 	read_settings(owner);
 	world_enter();
 	world_build(&world);
+	probe();
 	open_trees();
 	send(owner, &ready, sizeof(ready), MSG_NOSIGNAL);
 	serve(owner);

@@ -164,7 +164,8 @@ void world_build(struct world *w)
 	}
 	for (i = 0; i < DEVICES; i++) {
 		snprintf(path, sizeof(path), "/dev/%s", devices[i]);
-		nodes[i] = clone_path(path, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+		/* Devices are written to all the same; it keeps their modes from an owner that is root. */
+		nodes[i] = clone_path(path, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
 		if (nodes[i] < 0)
 			fail("bind", path);
 	}

@@ -15,7 +15,18 @@ import pytest
 
 from guestctl.errors import UsageError, ViewError, ViewUnavailable
 from guestctl.places import Places
-from guestctl.view import Bind, Call, Given, Limits, Mount, Outcome, Tree, View, Written
+from guestctl.view import (
+    Bind,
+    Call,
+    Given,
+    Limits,
+    Mount,
+    Outcome,
+    Tree,
+    View,
+    Written,
+    why_no_view,
+)
 from guestctl.view.worker import worker_program
 from tests.viewtools import GuestShare, probe, probe_toolchain
 
@@ -476,3 +487,69 @@ def test_a_view_that_cannot_be_says_why(toolchain: Path, places: Places, tmp_pat
     with pytest.raises(ViewUnavailable, match=r"bind .*none: No such file"):
         View({"root": Tree(tmp_path / "none")}, toolchain, cache_dir=places.cache)
     assert subprocess.run([worker_program(places.cache)], check=False).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("max_user_namespaces", "make user and mount namespaces: No space left on device"),
+        ("max_mnt_namespaces", "make user and mount namespaces: No space left on device"),
+    ],
+)
+def test_a_host_without_namespaces_has_no_view(
+    toolchain: Path, places: Places, root: Path, limit: str, reason: str
+) -> None:
+    """Limits of a user namespace around us are those of a host that forbids it."""
+    script = f"""
+from pathlib import Path
+from guestctl.errors import HostLacks
+from guestctl.view import Tree, View, why_no_view
+Path("/proc/sys/user/{limit}").write_text("0")
+try:
+    View({{"root": Tree(Path({str(root)!r}))}}, Path({str(toolchain)!r}),
+         cache_dir=Path({str(places.cache)!r}))
+except HostLacks as error:
+    print(error)
+print(why_no_view(Path({str(places.cache)!r})))
+"""
+    worker_program(places.cache)
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", script]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"tools cannot be confined here: {reason}\n" * 2
+
+
+def test_this_host_has_views(places: Places) -> None:
+    assert why_no_view(places.cache) == ""
+
+
+def test_without_watches_changes_are_found_by_time_stamps(
+    share: GuestShare, root: Path, toolchain: Path, places: Places
+) -> None:
+    script = f"""
+from pathlib import Path
+from guestctl.view import Mount, Tree, View
+from tests.viewtools import GuestShare, probe
+Path("/proc/sys/user/max_inotify_watches").write_text("2")
+share = GuestShare(Path({str(share.path)!r}), {share.model!r})
+share.folder("d")
+share.folder("e")
+trees = {{"root": Tree(Path({str(root)!r})), "work": Tree(share.path, share.model)}}
+mounts = Mount("root", b"", b"/"), Mount("work", b"", b"/work")
+with View(trees, Path({str(toolchain)!r}), cache_dir=Path({str(places.cache)!r})) as view:
+    for number in range(30):
+        for name in ("d", "e"):
+            share.link(f"{{name}}/link", str(number))
+            outcome = view.call(probe("readlink", f"/work/{{name}}/link", mounts=mounts))
+            assert outcome.stdout == str(number).encode(), outcome
+            share.remove(f"{{name}}/link")
+            assert view.call(probe("readlink", f"/work/{{name}}/link", mounts=mounts)).status == 1
+print("fresh")
+"""
+    worker_program(places.cache)
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", script]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "fresh\n"

@@ -60,3 +60,12 @@ def test_image_build_needs_no_checkout(installed: Path) -> None:
     run(installed, "-m", "guestctl", "image", "build", "armv5l", env=dict(os.environ))
     shown = run(installed, "-m", "guestctl", "image", "list", "--json").stdout
     assert "armv5l" in shown
+
+
+def test_the_worker_of_views_is_compiled_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from guestctl.view.worker import worker_program
+print(worker_program(Path({str(tmp_path)!r})))
+"""
+    assert Path(run(installed, "-c", script).stdout.strip()).exists()
