@@ -17,14 +17,25 @@ from typing import Any
 
 from guestctl import resources
 from guestctl.errors import ImageError
-from guestctl.imaging import hosttools
+from guestctl.imaging import hosttools, squashfs
 from guestctl.imaging.assembly import Assembly
 from guestctl.imaging.workshop import Progress, Report, Workshop, digest, lock_file, sync_tree
 from guestctl.packages import Archive
 from guestctl.recipe import Locked, Recipe, dump_lock, parse_lock, parse_recipe
 from guestctl.targets import target
 
-__all__ = ["Image", "Progress", "archive", "build", "load", "lock", "made", "recipe", "remove"]
+__all__ = [
+    "Image",
+    "Progress",
+    "archive",
+    "build",
+    "load",
+    "lock",
+    "made",
+    "recipe",
+    "remove",
+    "root_folder",
+]
 
 _KEPT_IDS = 12
 
@@ -145,6 +156,18 @@ def remove(arch: str, *, cache_dir: Path) -> list[Image]:
             image.manifest.unlink(missing_ok=True)
             shutil.rmtree(image.directory, ignore_errors=True)
     return images
+
+
+def root_folder(image: Image, *, progress: Report = lambda event: None) -> Path:
+    """Returns the image's root as a plain folder of the caller's, after unpacking it if need be.
+
+    Links are real links; owners and devices are left out. Raises ImageError.
+    """
+    cache_dir = image.directory.resolve().parent.parent
+    workshop = Workshop(cache_dir, jobs=1, report=progress)
+    facts = [squashfs.VERSION, image.facts()["files"]["root"]]
+    work = partial(squashfs.unpack_squashfs, image=image.root)
+    return workshop.make(f"folder-{image.arch}", facts, work) / "root"
 
 
 def sources_digest(arch: str) -> str:

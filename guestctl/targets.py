@@ -29,6 +29,8 @@ class Target:
     cpus_kvm: tuple[str, ...] = ()
     elf_machine: int = 0  # e_machine of its programs
     elf_class: int = 32
+    elf_flags: int = 0  # e_flags of its programs, as far as elf_flags_mask goes
+    elf_flags_mask: int = 0
     kernel_options: str = ""  # what this board's kernel should be told beside the console
 
 
@@ -45,6 +47,8 @@ _ROWS = (
         memory_max=256,
         elf_machine=40,
         elf_class=32,
+        elf_flags=0x05000000,  # version 5 of the EABI; floats are not passed in registers
+        elf_flags_mask=0xFF000400,
         # Measuring the delay loop takes 84 ms of a boot; no driver here needs it exact.
         kernel_options="lpj=5000000",
     ),

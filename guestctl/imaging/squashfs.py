@@ -7,6 +7,8 @@ Format: the kernel's fs/squashfs/squashfs_fs.h; little-endian, metadata stored u
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +17,9 @@ from guestctl.errors import ImageError
 from guestctl.imaging.filetree import FileTree
 from guestctl.imaging.workshop import Step
 
-__all__ = ["own_root", "write_squashfs"]
+__all__ = ["own_root", "unpack_squashfs", "write_squashfs"]
+
+VERSION = 1  # of unpacked folders
 
 _BLOCK = 8192  # of metadata; each has a header of two bytes
 _STORED = 0x8000
@@ -32,6 +36,19 @@ def write_squashfs(step: Step, tree: FileTree, output: Path) -> None:
     ids = {number for node in tree.nodes.values() for number in (node.uid, node.gid)}
     with output.open("r+b") as file:
         own_root(file, ids | {0})
+
+
+def unpack_squashfs(step: Step, image: Path) -> None:
+    """Unpacks `image` to `root`, all of it readable by its owner."""
+    command = ["unsquashfs", "-no-xattrs", "-no-progress", "-quiet", "-processors", "2"]
+    step.run([*command, "-dest", step.out / "root", image], deadline=900)
+    for base, folders, files in os.walk(step.out / "root"):
+        for name in (*folders, *files):
+            path = Path(base, name)
+            mode = path.lstat().st_mode
+            wanted = mode | (0o700 if stat.S_ISDIR(mode) else 0o400)
+            if wanted != mode and not stat.S_ISLNK(mode):
+                path.chmod(stat.S_IMODE(wanted))
 
 
 def own_root(file: BinaryIO, ids: set[int]) -> None:

@@ -60,13 +60,18 @@ class Workshop:
         self.report = report
         self.broken = threading.Event()  # set when another step failed: the rest gives up
 
+    @staticmethod
+    def place(directory: Path, name: str, facts: Any) -> Path:
+        """Where `make` puts a step, whether it is there or not."""
+        return directory / "steps" / f"{name}-{digest(facts)[:16]}"
+
     def make(self, name: str, facts: Any, work: Callable[[Step], None]) -> Path:
         """Returns the folder of the step `name` made from `facts`, after making it if need be.
 
         `work` fills `step.out`. Raises ImageError, with the log's end, when it fails.
         """
         key = digest(facts)[:16]
-        place = self._directory / "steps" / f"{name}-{key}"
+        place = self.place(self._directory, name, facts)
         if place.is_dir():
             self.report(Progress(name, "cached"))
             os.utime(place)

@@ -1,30 +1,30 @@
 """Cross compilers on the host, and how one of them stands for the guest's own compiler.
 
-Layer 2. `install` unpacks Debian's cross compiler into the user's cache; `examine` says which
-compiler a guest's program is; `pair` finds the toolchain that makes the same bytes; `translate`
-turns the guest's call into the host's, or refuses it. Nothing here runs a compiler.
-
-Still to come under these names:
-    install(arch, *, cache_dir, mirror=(), progress=...) -> Toolchain
-    installed(arch=None, *, cache_dir) -> list[Toolchain]           the newest first
-    examine(files: GuestFiles, program: bytes) -> GuestCompiler     raises ToolchainError
-    pair(guest: GuestCompiler, toolchains) -> Pairing | Mismatch
-    check_object(data: bytes, target) -> str                        "" or what is wrong
-    guestctl.image.root_folder(image) -> Path                       its root with real links
+Layer 3. `install` unpacks Debian's cross compiler into the user's cache and fits it to the guest's
+native one; `pair` says whether a program of a guest is that one; `translate` turns the guest's
+call into the host's, or refuses it.
 """
 
-from guestctl.toolchain.facts import Fingerprint, GuestCompiler, Mismatch, Pairing, Toolchain
-from guestctl.toolchain.files import FolderFiles, GuestFiles
+from guestctl.toolchain.elf import check_object
+from guestctl.toolchain.facts import Mismatch, Pairing, Program, Toolchain
+from guestctl.toolchain.files import GuestFiles
+from guestctl.toolchain.install import find, install, installed, lock, recipe
+from guestctl.toolchain.pair import pair
 from guestctl.toolchain.translate import Command, Refusal
 
 __all__ = [
     "Command",
-    "Fingerprint",
-    "FolderFiles",
-    "GuestCompiler",
     "GuestFiles",
     "Mismatch",
     "Pairing",
+    "Program",
     "Refusal",
     "Toolchain",
+    "check_object",
+    "find",
+    "install",
+    "installed",
+    "lock",
+    "pair",
+    "recipe",
 ]

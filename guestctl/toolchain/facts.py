@@ -1,68 +1,107 @@
-"""What is known of compilers, as data."""
+"""What is known of toolchains and of the compilers that they stand for, as data."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["VIEW_PATH", "Fingerprint", "GuestCompiler", "Mismatch", "Pairing", "Toolchain"]
+from guestctl.errors import ImageError
 
-VIEW_PATH = b"/.tc"  # where a view shows the toolchain's folder to its programs
+__all__ = ["FACTS", "Mismatch", "Pairing", "Program", "Toolchain"]
+
+FACTS = "toolchain.json"  # the file of a toolchain's folder that says what it is
 
 
 @dataclass(frozen=True)
-class Fingerprint:
-    """What decides the bytes that a compiler makes.
+class Program:
+    """One program of a compiler. `path` is relative to the compiler's prefix.
 
-    `version` is gcc's (12.2.0), `triplet` the target's; `configure` are configure's options that
-    bear on the output, `binutils` the version of as and ld.
+    `identity` is that of the guest's own program, which the host's one stands for.
     """
 
-    version: str
-    triplet: str
-    configure: tuple[str, ...]
-    binutils: str
+    role: str  # gcc, g++, cpp, cc1, as, ld, ar ...
+    path: str
+    identity: str
 
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A cross compiler in the user's cache. `path` is its folder, the same for all views of it."""
+    """A cross compiler in the user's cache, fitted to stand for one compiler of a guest.
 
-    arch: str
-    id: str
-    path: Path
-    fingerprint: Fingerprint
-    packages: Mapping[str, str]  # name: version
-
-
-@dataclass(frozen=True)
-class GuestCompiler:
-    """A compiler as found in a guest. `prefix` is where it lies: b"/usr", b"/tools".
-
-    `hashes` are the SHA-256 of its parts (cc1, cc1plus, as, ld, specs) that are there.
+    `path` is the folder that a view shows at /.tc. `version` and `configure` are what that
+    compiler says of itself, `prefixes` are where in a guest it may lie. `moved` says that it was
+    a cross compiler, whose folders have been replaced.
     """
 
-    prefix: bytes
-    fingerprint: Fingerprint
-    hashes: Mapping[str, str]
+    arch: str
+    triplet: str
+    major: str
+    version: str
+    configure: str
+    binutils: str
+    moved: bool
+    prefixes: tuple[str, ...]
+    programs: tuple[Program, ...]
+    packages: Mapping[str, str]  # name:architecture to version
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name.rpartition("-")[2]
+
+    def source(self, prefix: str, program: Program) -> str:
+        """Where in the folder the program for a prefix is, relative to it."""
+        for folder in (prefix.strip("/"), "usr"):
+            if (self.path / folder / program.path).exists():
+                return f"{folder}/{program.path}"
+        raise ImageError(f"{self.path} has no {program.path}", hint="remove it; install it again")
+
+    def save(self) -> None:
+        """Writes the facts into the folder."""
+        facts = asdict(self)
+        del facts["path"]
+        (self.path / FACTS).write_text(json.dumps({"form": 1, **facts}, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Toolchain:
+        """Reads a folder's facts; raises ImageError."""
+        try:
+            facts: dict[str, Any] = json.loads((path / FACTS).read_text())
+            programs = tuple(Program(**program) for program in facts.pop("programs"))
+            prefixes = tuple(facts.pop("prefixes"))
+            if facts.pop("form") != 1:
+                raise ValueError("it is of another version of guestctl")
+            return cls(**facts, programs=programs, prefixes=prefixes, path=path)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ImageError(f"{path} is no toolchain: {error}") from None
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """A guest's compiler and the host's toolchain that stands for it."""
+    """A program that a guest would run, and the toolchain that stands for it and its parts.
 
-    guest: GuestCompiler
+    `binds` are pairs: a file of the toolchain's folder, and the path in the guest where a view is
+    to show it. `seen` are the guest's paths, existing or not, whose change may end the pairing.
+    """
+
     toolchain: Toolchain
+    role: str
+    program: bytes  # its path in the guest, without links
+    prefix: str
+    binds: tuple[tuple[bytes, bytes], ...]
+    seen: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Why no toolchain stands for a guest's compiler: the part that differs, and how."""
+    """Why no toolchain stands for a guest's program: the part that differs, and how."""
 
     part: str
     guest: str
     host: str
 
     def __str__(self) -> str:
-        return f"{self.part}: the guest's is {self.guest}, the host's {self.host}"
+        return f"{self.part}: the guest has {self.guest}, the host {self.host}"

@@ -1,0 +1,190 @@
+"""Reading ELF files, of both classes and both byte orders. Format: elf(5). Pure.
+
+Everything comes from guests or packages: each offset is checked, ElfError says what is wrong.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from guestctl.errors import GuestctlError
+from guestctl.targets import Target
+
+__all__ = ["Elf", "ElfError", "Section", "Segment", "check_object"]
+
+MAGIC = b"\x7fELF"
+PT_LOAD, PT_DYNAMIC, PT_INTERP = 1, 2, 3
+SHT_NOBITS = 8
+_DT_NEEDED, _DT_STRTAB = 1, 5
+_LITTLE = 1
+_MOST = 1 << 16  # headers that one file may have
+
+
+class ElfError(GuestctlError):
+    """A file is not the ELF file that it should be."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A program header; `at` is where it lies in the file."""
+
+    at: int
+    kind: int
+    flags: int
+    offset: int
+    address: int
+    size: int  # in the file
+    memory: int
+
+
+@dataclass(frozen=True)
+class Section:
+    name: bytes
+    kind: int
+    address: int
+    offset: int
+    size: int
+    link: int
+    info: int
+    entry: int
+
+
+class Elf:
+    """The headers of an ELF file that is in memory; raises ElfError where there is none."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self.data = data
+        if data[:4] != MAGIC or len(data) < 52:
+            raise ElfError("not an ELF file")
+        if data[4] not in (1, 2) or data[5] not in (1, 2):
+            raise ElfError("an ELF file of an unknown class or byte order")
+        self.wide = data[4] == 2
+        self.little = data[5] == _LITTLE
+        self.order = "<" if self.little else ">"
+        self.kind, self.machine = self.read("HH", 16)
+        where = "QQQIHHHHHH" if self.wide else "IIIIHHHHHH"
+        (_, self._segments_at, self._sections_at, self.flags, _, self._segment_size,
+         self._segment_count, self._section_size, self._section_count,
+         self._names) = self.read(where, 24)  # fmt: skip
+
+    def read(self, form: str, offset: int) -> tuple[int, ...]:
+        """Numbers of the file in its own byte order, unaligned; raises ElfError past its end."""
+        try:
+            return struct.unpack_from(self.order + form, self.data, offset)
+        except struct.error:
+            raise ElfError(f"an ELF file ends before offset {offset}") from None
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        found = []
+        for index in range(min(self._segment_count, _MOST)):
+            at = self._segments_at + index * self._segment_size
+            if self.wide:
+                kind, flags, offset, address, _, size, memory = self.read("IIQQQQQ", at)
+            else:
+                kind, offset, address, _, size, memory, flags = self.read("IIIIIII", at)
+            found.append(Segment(at, kind, flags, offset, address, size, memory))
+        return found
+
+    @cached_property
+    def sections(self) -> list[Section]:
+        rows = []
+        for index in range(min(self._section_count, _MOST)):
+            at = self._sections_at + index * self._section_size
+            rows.append(self.read("IIQQQQIIQQ" if self.wide else "IIIIIIIIII", at))
+        if not rows:
+            return []
+        if self._names >= len(rows):
+            raise ElfError("an ELF file without names of its sections")
+        base = rows[self._names][4]
+        return [
+            Section(self.text(base + name), kind, address, offset, size, link, info, entry)
+            for name, kind, _, address, offset, size, link, info, _, entry in rows
+        ]
+
+    def section(self, name: bytes) -> Section | None:
+        """The first section of this name."""
+        return next((section for section in self.sections if section.name == name), None)
+
+    def content(self, section: Section) -> bytes:
+        """A section's bytes; none for one that is all zero in memory."""
+        if section.kind == SHT_NOBITS:
+            return b""
+        end = section.offset + section.size
+        if end > len(self.data):
+            raise ElfError(f"the section {section.name!r} ends after the file")
+        return bytes(self.data[section.offset : end])
+
+    def text(self, offset: int) -> bytes:
+        """The string that ends with a zero byte."""
+        end = self.data.find(b"\0", offset)
+        if not 0 <= offset <= end:
+            raise ElfError(f"an ELF file has no text at offset {offset}")
+        return bytes(self.data[offset:end])
+
+    def offset(self, address: int) -> int | None:
+        """Where in the file the byte of an address of memory is."""
+        for segment in self.segments:
+            inside = address - segment.address
+            if segment.kind == PT_LOAD and 0 <= inside < segment.size:
+                return segment.offset + inside
+        return None
+
+    def address(self, offset: int) -> int | None:
+        """The opposite of `offset`."""
+        for segment in self.segments:
+            inside = offset - segment.offset
+            if segment.kind == PT_LOAD and 0 <= inside < segment.size:
+                return segment.address + inside
+        return None
+
+    @property
+    def interpreter(self) -> bytes:
+        """The loader that a dynamic program names; empty where there is none."""
+        found = [segment for segment in self.segments if segment.kind == PT_INTERP]
+        return self.text(found[0].offset) if found else b""
+
+    @property
+    def needed(self) -> list[str]:
+        """The names of the libraries that it is linked with."""
+        table = dict[int, list[int]]()
+        for tag, value in self._dynamic():
+            table.setdefault(tag, []).append(value)
+        if _DT_NEEDED not in table:
+            return []
+        strings = self.offset(table.get(_DT_STRTAB, [0])[0])
+        if strings is None:
+            raise ElfError("an ELF file without the names of its libraries")
+        return [self.text(strings + at).decode("ascii", "replace") for at in table[_DT_NEEDED]]
+
+    def _dynamic(self) -> Iterator[tuple[int, int]]:
+        form, step = ("QQ", 16) if self.wide else ("II", 8)
+        for segment in self.segments:
+            if segment.kind == PT_DYNAMIC:
+                for at in range(segment.offset, segment.offset + segment.size, step):
+                    tag, value = self.read(form, at)
+                    yield tag, value
+
+
+def check_object(data: bytes, target: Target) -> str:
+    """Says what keeps an ELF file from being of the target; empty when nothing does.
+
+    Class, byte order and machine count, and for ARM the ABI of its flags. What is not an ELF file
+    at all is none of the target's either.
+    """
+    try:
+        elf = Elf(data)
+    except ElfError as error:
+        return str(error)
+    if elf.wide != (target.elf_class == 64):
+        return f"an ELF file of {64 if elf.wide else 32} bits, not of {target.elf_class}"
+    if not elf.little:
+        return "an ELF file of the other byte order"
+    if elf.machine != target.elf_machine:
+        return f"an ELF file for machine {elf.machine}, not for {target.elf_machine}"
+    if target.elf_flags_mask and (elf.flags ^ target.elf_flags) & target.elf_flags_mask:
+        return f"an ELF file with flags {elf.flags:#x}"
+    return ""
