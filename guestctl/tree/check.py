@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 from guestctl.entry import TARGET_MAX, type_name
+from guestctl.errors import TreeError
 from guestctl.tree.mending import convert, empty, grant, remove, rewrite, share
 from guestctl.tree.problems import Problem
 from guestctl.tree.state import OPEN_DIR, OPEN_FILE, open_dir, read_small, read_state
@@ -32,12 +33,21 @@ __all__ = ["examine"]
 
 
 def examine(root: int, model: str, *, mend: bool = False) -> Iterator[Problem]:
-    """Yields the problems of the tree at `root`, and with `mend` deals with each as it is found."""
-    yield from _Examiner(root, model, mend).run()
+    """Yields the problems of the tree at `root`, and with `mend` deals with each as it is found.
+
+    :raise TreeError: something there cannot be looked at.
+    """
+    examiner = _Examiner(root, model, mend)
+    try:
+        yield from examiner.run()
+    except (OSError, ValueError) as error:  # whoever changes the tree meanwhile
+        what = error.strerror if isinstance(error, OSError) else str(error)
+        raise TreeError(f"{os.fsdecode(examiner.at) or '.'}: {what}") from error
 
 
 class _Examiner:
     def __init__(self, root: int, model: str, mend: bool) -> None:
+        self.at = b""  # what is looked at, for messages
         self._root = root
         self._file_model = model == MAPPED_FILE
         self._mend = mend
@@ -51,7 +61,7 @@ class _Examiner:
         yield from self._root_itself()
         todo = [b""]
         while todo:
-            path = todo.pop()
+            self.at = path = todo.pop()
             fd = self._open(path)
             try:
                 folders: list[bytes] = []
@@ -128,6 +138,7 @@ class _Examiner:
     def _entry(
         self, at: bytes, name: bytes, fd: int, meta: int, folders: list[bytes]
     ) -> Iterator[Problem]:
+        self.at = at
         info = os.stat(name, dir_fd=fd, follow_symlinks=False)
         form = stat.S_IFMT(info.st_mode)
         if form not in (stat.S_IFREG, stat.S_IFDIR):

@@ -69,6 +69,7 @@ class TreeReader:
         """
         self._top = path
         walk = Walk(self._root, path, metadata=self._file_model)
+        at = path
         try:
             yield self._folder(walk.top.fd, self._top_text(path), Entry(b"", 0)), -1
             for level, name, form, at, fd in walk:
@@ -76,6 +77,8 @@ class TreeReader:
                     yield self._folder(fd, metadata_text(name, level.meta, at), Entry(at, 0)), -1
                 else:
                     yield from self._leaf(level, name, form, at)
+        except OSError as error:
+            raise TreeError(f"{shown(at)}: {error.strerror}") from error
         finally:
             walk.close()
 
@@ -156,17 +159,10 @@ class TreeReader:
         try:
             fd = os.open(name, OPEN_FILE, dir_fd=level.fd)
         except PermissionError:
-            try:
-                restore_access(name, level.fd, stat.S_IFREG, 0o600)
-                fd = os.open(name, OPEN_FILE, dir_fd=level.fd)
-            except OSError as error:
-                raise TreeError(f"{shown(at)}: {error.strerror}") from error
-        except OSError as error:
-            raise TreeError(f"{shown(at)}: {error.strerror}") from error
+            restore_access(name, level.fd, stat.S_IFREG, 0o600)
+            fd = os.open(name, OPEN_FILE, dir_fd=level.fd)
         try:
             yield self._regular(level, name, at, fd)
-        except OSError as error:
-            raise TreeError(f"{shown(at)}: {error.strerror}") from error
         finally:
             os.close(fd)
 

@@ -100,6 +100,18 @@ class Walk:
                 yield level, name, form, at, -1
 
     def _level(self, path: bytes, fd: int) -> Level:
+        """Takes `fd`, which is closed if this fails."""
+        level = Level(path, fd, -1, (0, 0), [])
+        try:
+            level.names = self._names(fd)
+            level.meta = self._open_meta(fd, path)
+        except BaseException:
+            level.close()
+            raise
+        return level
+
+    @staticmethod
+    def _names(fd: int) -> list[tuple[bytes, int]]:
         names = []
         with os.scandir(fd) as entries:
             for item in entries:
@@ -114,7 +126,7 @@ class Walk:
                     form = 0
                 names.append((name, form))
         names.sort(reverse=True)
-        return Level(path, fd, self._open_meta(fd, path), (0, 0), names)
+        return names
 
     def _open_meta(self, fd: int, path: bytes) -> int:
         if not self._metadata:
