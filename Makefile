@@ -3,11 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 GUESTCTL := $(BIN)/guestctl
 
-.PHONY: help setup demo test test-here lint bench clean
+.PHONY: help setup demo test test-here fuzz lint bench clean
 
 help:
 	@echo "make demo    builds four packages in four ARMv5 guests"
 	@echo "make test    runs the whole test suite, as a user that is not root"
+	@echo "make fuzz    fuzzes the frame decoders of both sides"
 	@echo "make bench   prints how fast things are, as ratios"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make clean   removes what was built here; caches stay"
@@ -29,7 +30,11 @@ test-here: setup
 	@tools/step.sh "host-view, with sanitizers" $(MAKE) --no-print-directory -C host-view check
 	$(GUESTCTL) image build armv5l
 	$(GUESTCTL) image build x86_64
-	$(BIN)/python -m pytest $(PYTEST)
+	@tools/beside.sh "decoders of both sides, fuzzed for a minute" tools/fuzz.sh 60 -- \
+		$(BIN)/python -m pytest $(PYTEST)
+
+fuzz: setup
+	tools/fuzz.sh $(or $(SECONDS),60)
 
 lint:
 	$(BIN)/ruff check guestctl tests examples

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from guestctl import events
@@ -27,6 +28,8 @@ from guestctl.wire import Op, Tag
 __all__ = ["Agent", "Job"]
 
 _LOG_LINES = 100
+_CROWDED = 256
+_SMALL = 8192
 
 
 class Job:
@@ -61,7 +64,7 @@ class Agent:
         self._changed = threading.Condition(self._lock)
         self._jobs: dict[int, Job] = {}
         self._replies: dict[int, events.Replied] = {}
-        self._pongs: set[int] = set()
+        self._pongs: dict[int, bool] = {}
         self._services: dict[bytes, Callable[[Job], None]] = {}
         self._lost = ""
         self._starved = starved
@@ -143,9 +146,12 @@ class Agent:
         token = int.from_bytes(os.urandom(7), "little")
         with self._lock:
             self._check()
+            self._pongs[token] = False
             self._link.send(self._session.ping(token))
-            self._await(lambda: token in self._pongs, timeout, f"no pong in {timeout:g} s")
-            self._pongs.discard(token)
+            try:
+                self._await(lambda: self._pongs[token], timeout, f"no pong in {timeout:g} s")
+            finally:
+                del self._pongs[token]
         return time.monotonic() - begin
 
     def offer(self, service: bytes, opened: Callable[[Job], None]) -> None:
@@ -288,8 +294,8 @@ class Agent:
         self._changed.notify_all()
 
     def _ponged(self, event: events.Ponged) -> None:
-        if event.token:
-            self._pongs.add(event.token)
+        if event.token in self._pongs:
+            self._pongs[event.token] = True
             self._changed.notify_all()
 
     def _logged(self, event: events.Logged) -> None:
@@ -337,8 +343,25 @@ class Agent:
     def _queue(self, id_: int, event: events.Event) -> None:
         job = self._jobs.get(id_)
         if job is not None:
-            job.queue.append(event)
+            if len(job.queue) < _CROWDED or not _joined(job.queue, event):
+                job.queue.append(event)
             job.changed.notify_all()
+
+
+def _joined(queue: deque[events.Event], event: events.Event) -> bool:
+    """Adds output to a piece of the same channel that waits, if it is small and among the last.
+
+    Credit bounds the bytes that wait, and this the pieces: an agent may send byte by byte.
+    """
+    if isinstance(event, events.Output):
+        for at in (-1, -2):
+            last = queue[at]
+            if isinstance(last, events.Output) and last.channel == event.channel:
+                if len(last.data) < _SMALL:
+                    queue[at] = replace(last, data=last.data + event.data)
+                    return True
+                break
+    return False
 
 
 _REACTIONS: dict[type[events.Event], Callable[[Agent, Any], None]] = {

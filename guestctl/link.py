@@ -17,6 +17,9 @@ from guestctl.patience import Patience
 __all__ = ["Link"]
 
 _CHUNK = 1 << 18
+# What may wait for a peer that does not read. Each piece counts some bytes more, as it takes them.
+_WAITING = 64 << 20
+_PIECE = 256
 
 
 class Link:
@@ -44,6 +47,7 @@ class Link:
         self._broken = broken
         self._quiet = quiet
         self._out: deque[memoryview] = deque()
+        self._waiting = 0
         self._closed = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._serve, name="guestctl-link", daemon=True)
@@ -70,6 +74,7 @@ class Link:
                 return
         if view:
             self._out.append(view)
+            self._waiting += len(view) + _PIECE
             self._wake()
 
     def close(self) -> None:
@@ -102,6 +107,10 @@ class Link:
             self._tell(f"the agent broke the protocol: {error}")
         except OSError as error:
             self._tell(f"the connection to the guest broke: {error.strerror or error}")
+        except BaseException as error:
+            # A fault of ours: nobody may be left waiting for a thread that is gone.
+            self._tell(f"the connection to the guest was given up: {error!r}")
+            raise
 
     def _tell(self, reason: str) -> None:
         with self._lock:
@@ -115,6 +124,8 @@ class Link:
         while True:
             ready = {key.fd for key, _mask in selector.select(interval / 4)}
             now = time.monotonic()
+            if self._waiting > _WAITING:
+                raise OSError("it does not read what it is sent")
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
             if self._closed:
@@ -150,7 +161,10 @@ class Link:
                 except BlockingIOError:
                     break
                 rest = self._out.popleft()[sent:]
+                self._waiting -= sent
                 if rest:
                     self._out.appendleft(rest)
+                else:
+                    self._waiting -= _PIECE
             waiting = selectors.EVENT_WRITE if self._out else 0
             selector.modify(self._socket, selectors.EVENT_READ | waiting)

@@ -46,6 +46,9 @@ _STAGES = {
 }
 STAGE_EXEC = 7
 SERVICE_BIT = 0x80000000
+_SERVICES_MAX = 256
+_NAME_MAX = 64
+_TEXT_MAX = 1024
 
 
 @dataclass(slots=True)
@@ -89,6 +92,7 @@ class Session:
         self._decoder = wire.Decoder(nonce)
         self._streams: dict[int, _Stream] = {}
         self._requests: set[int] = set()
+        self._taken: set[int] = set()
         self._next_id = 1
         self._welcomed = False
 
@@ -237,10 +241,13 @@ class Session:
             )
         self._welcomed = True
         records = list(wire.unpack_records(frame.payload[20:]))
-        texts = {tag: value.decode("ascii", "replace") for tag, value in records}
-        jobs = tuple(int.from_bytes(value, "little") for tag, value in records if tag == Tag.JOB)
+        texts = {tag: _text(value) for tag, value in records}
+        jobs = tuple(struct.unpack("<I", value)[0] for tag, value in records if tag == Tag.JOB)
+        if any(not 0 < job < SERVICE_BIT for job in jobs):
+            raise ProtocolError("a job with an id that no host gives")
         # An orphan's id must not be given to another job.
-        self._next_id = max((job + 1 for job in jobs), default=self._next_id)
+        self._taken.update(jobs)
+        self._next_id = max(jobs, default=0) + 1
         yield Welcomed(
             texts.get(Tag.AGENT, ""), texts.get(Tag.BOOT_ID, ""), texts.get(Tag.MACHINE, ""), jobs
         )
@@ -252,13 +259,13 @@ class Session:
     def _failed(self, frame: wire.Frame) -> Iterable[Event]:
         self._advance(frame)
         code, stage, _zero = struct.unpack_from("<IHH", frame.payload)
-        text = frame.payload[8:].decode(errors="replace")
+        text = _text(frame.payload[8:])
         yield NotStarted(frame.id, code, stage, f"{_STAGES.get(stage, 'start')}: {text}")
 
     def _data(self, frame: wire.Frame) -> Iterable[Event]:
         stream = self._advance(frame)
         left = stream.may_receive.get(frame.channel)
-        if left is None or len(frame.payload) > left:
+        if left is None or not 0 < len(frame.payload) <= left:
             raise ProtocolError(f"output on channel {frame.channel} beyond its credit or end")
         stream.may_receive[frame.channel] = left - len(frame.payload)
         yield Output(frame.id, frame.channel, frame.payload)
@@ -295,26 +302,30 @@ class Session:
         (code,) = struct.unpack_from("<I", frame.payload)
         found = dict(wire.unpack_records(frame.payload[4:]))
         memory = _MEMORY.unpack(found[Tag.MEMORY]) if Tag.MEMORY in found else ()
-        text = found.get(Tag.TEXT, b"").decode(errors="replace")
+        text = _text(found.get(Tag.TEXT, b""))
         yield Replied(frame.id, code, text, memory)
 
     def _open(self, frame: wire.Frame) -> Iterable[Event]:
         if frame.id < SERVICE_BIT or frame.id in self._streams:
             raise ProtocolError(f"a service stream with id {frame.id:#x}")
+        if sum(id_ >= SERVICE_BIT for id_ in self._streams) >= _SERVICES_MAX:
+            raise ProtocolError(f"more than {_SERVICES_MAX} service streams")
         self._streams[frame.id] = _Stream("service", may_receive={0: wire.CREDIT_WINDOW})
         service, _zero, records = frame.payload.partition(b"\0")
+        if len(service) > _NAME_MAX:
+            raise ProtocolError("the name of a service is too long")
         yield Opened(frame.id, service, dict(wire.unpack_records(records)))
 
     def _reset(self, frame: wire.Frame) -> Iterable[Event]:
         self._advance(frame)
         (code,) = struct.unpack_from("<I", frame.payload)
-        yield StreamReset(frame.id, code, frame.payload[4:].decode(errors="replace"))
+        yield StreamReset(frame.id, code, _text(frame.payload[4:]))
 
     def _pong(self, frame: wire.Frame) -> Iterable[Event]:
         yield Ponged(*struct.unpack("<Q", frame.payload))
 
     def _log(self, frame: wire.Frame) -> Iterable[Event]:
-        yield Logged(frame.payload.decode(errors="backslashreplace"))
+        yield Logged(_text(frame.payload))
 
     def _close_service(self, id_: int, stream: _Stream) -> None:
         """A service stream is over once both ends have closed; a job waits for its EXIT."""
@@ -322,11 +333,17 @@ class Session:
             self._streams.pop(id_, None)
 
     def _take_id(self) -> int:
-        taken = self._next_id
-        self._next_id = taken + 1 if taken < SERVICE_BIT - 1 else 1
-        while self._next_id in self._streams or self._next_id in self._requests:
-            self._next_id += 1
-        return taken
+        while True:
+            taken = self._next_id if self._next_id < SERVICE_BIT else 1
+            self._next_id = taken + 1
+            if not any(taken in ids for ids in (self._streams, self._requests, self._taken)):
+                return taken
+
+
+def _text(data: bytes) -> str:
+    """A guest's words for people: one line, of a bounded length, that no terminal obeys."""
+    text = data[:_TEXT_MAX].decode(errors="backslashreplace")
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 _HANDLERS: dict[int, Callable[[Session, wire.Frame], Iterable[Event]]] = {

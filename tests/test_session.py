@@ -168,3 +168,22 @@ def test_nothing_comes_before_the_welcome() -> None:
     session = Session(NONCE)
     with pytest.raises(ProtocolError):
         session.feed(encode(Type.WELCOME, payload=NONCE))
+
+
+def test_ids_go_on_from_the_first_when_an_agent_claims_the_last() -> None:
+    session = Session(NONCE)
+    session.feed(welcome(jobs=(1, 0x7FFFFFFF)))
+    assert session.start(Command(argv=(b"true",)))[0] == 2
+
+
+@pytest.mark.parametrize("job", [0, 0x80000000])
+def test_an_orphan_has_an_id_that_a_host_could_have_given(job: int) -> None:
+    with pytest.raises(ProtocolError):
+        Session(NONCE).feed(welcome(jobs=(job,)))
+
+
+def test_a_guests_words_are_one_line_that_no_terminal_obeys(session: Session) -> None:
+    (event,) = session.feed(encode(Type.LOG, payload=b"\x1b[2J\nfine \xff\xc3\xbc" + bytes(5000)))
+    assert isinstance(event, events.Logged)
+    assert event.text.startswith("\\x1b[2J\\nfine \\xff\u00fc")
+    assert "\n" not in event.text and len(event.text) <= 4 * 1024

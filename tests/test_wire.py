@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +10,7 @@ from guestctl import wire
 from guestctl.errors import ProtocolError, UsageError
 from guestctl.spec import Command
 from guestctl.wire import Decoder, Frame, Tag, Type, encode
+from tests.vectors import GOOD, LINES, data_of
 
 FRAMES = st.builds(
     Frame,
@@ -100,26 +99,6 @@ def test_commands_that_no_exec_takes(command: Command) -> None:
 
 
 # --- the vectors that both sides are bound by -----------------------------------------------
-
-VECTORS = Path(__file__).parent / "vectors" / "frames.txt"
-LINES = [line.split() for line in VECTORS.read_text().splitlines() if line and line[0] != "#"]
-GOOD = {words[1]: words for words in LINES if words[0] == "good"}
-
-
-def data_of(text: str) -> bytes:
-    """The bytes that a vector's notation stands for; see the head of the file."""
-    if text == "-":
-        return b""
-    made = b""
-    for piece in text.split("+"):
-        name, _, count = piece.partition(":")
-        if piece.startswith("@"):
-            whole = data_of(GOOD[name[1:]][-1])
-            made += whole[: int(count)] if count else whole
-        else:
-            digits, _, times = piece.partition("*")
-            made += bytes.fromhex(digits) * int(times or 1)
-    return made
 
 
 def frame_of(words: list[str]) -> Frame:

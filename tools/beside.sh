@@ -1,0 +1,21 @@
+#!/bin/sh
+# Runs a step quietly beside a command: `beside.sh NAME STEP... -- COMMAND...`. Both must succeed.
+set -eu
+name=$1
+shift
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+step=""
+while [ "$1" != -- ]; do
+    step="$step $1"
+    shift
+done
+shift
+# shellcheck disable=SC2086
+tools/step.sh "$name" $step >"$log" 2>&1 &
+beside=$!
+status=0
+"$@" || status=$?
+wait $beside || status=$?
+cat "$log"
+exit $status
