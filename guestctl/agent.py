@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from guestctl import events
-from guestctl.errors import GuestLost, RequestFailed
+from guestctl.errors import AgentBroke, GuestLost, RequestFailed
 from guestctl.link import Link
 from guestctl.patience import Patience, never_starved
 from guestctl.session import SERVICE_BIT, Session
@@ -66,7 +66,7 @@ class Agent:
         self._replies: dict[int, events.Replied] = {}
         self._pongs: dict[int, bool] = {}
         self._services: dict[bytes, Callable[[Job], None]] = {}
-        self._lost = ""
+        self._lost: GuestLost | None = None
         self._starved = starved
         self.welcome: events.Welcomed | None = None
         self.log: deque[str] = deque(maxlen=_LOG_LINES)
@@ -114,12 +114,17 @@ class Agent:
     @property
     def lost(self) -> str:
         """Why the session broke, empty while it lives."""
-        return self._lost
+        return str(self._lost or "")
+
+    @property
+    def hostile(self) -> bool:
+        """Whether it broke because the agent broke the protocol."""
+        return isinstance(self._lost, AgentBroke)
 
     def close(self) -> None:
         """Ends the session; whoever waits gets GuestLost. A second time does nothing."""
         self._link.close()
-        self._break(self._lost or "the session was closed")
+        self._break(self._lost or GuestLost("the session was closed"))
 
     # --- requests ---------------------------------------------------------------------------
 
@@ -259,7 +264,8 @@ class Agent:
 
     def _check(self) -> None:
         if self._lost:
-            raise GuestLost(self._lost)
+            # One of its own for each that waits.
+            raise type(self._lost)(str(self._lost))
 
     def _await(self, done: Callable[[], bool], timeout: float, message: str) -> None:
         """Waits on the session's condition until `done`."""
@@ -276,7 +282,7 @@ class Agent:
         for event in self._session.feed(data):
             _REACTIONS[type(event)](self, event)
 
-    def _break(self, reason: str) -> None:
+    def _break(self, reason: GuestLost) -> None:
         with self._lock:
             self._lost = reason
             self._changed.notify_all()

@@ -15,6 +15,7 @@ GuestctlError
 ├── RequestFailed     the agent refused a request
 ├── ViewError         a tool's view could not be made, or was lost
 ├── GuestLost         the guest died or fell silent         exit 125 of run
+│   └── AgentBroke    its agent broke the protocol          (the guest is ended)
 ├── Detached          a command was left to itself
 └── CommandFailed     a command ended with a status but 0
 """
@@ -22,6 +23,7 @@ GuestctlError
 from __future__ import annotations
 
 __all__ = [
+    "AgentBroke",
     "ArchiveError",
     "BuildError",
     "CommandFailed",
@@ -114,6 +116,10 @@ class GuestLost(GuestctlError):
     def __init__(self, message: str, *, console: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.console = console
+
+
+class AgentBroke(GuestLost):
+    """What the agent said makes no sense: nothing that it says is believed any more."""
 
 
 class Detached(GuestctlError):

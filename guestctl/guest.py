@@ -15,7 +15,14 @@ from typing import Any, BinaryIO
 
 from guestctl import services
 from guestctl.agent import Agent, Job
-from guestctl.errors import GuestctlError, GuestLost, PoolError, RequestFailed, ShareError
+from guestctl.errors import (
+    AgentBroke,
+    GuestctlError,
+    GuestLost,
+    PoolError,
+    RequestFailed,
+    ShareError,
+)
 from guestctl.jobs import JobBook, read_jobs
 from guestctl.journal import record
 from guestctl.process import PIPE, Host, Process, Sink
@@ -101,7 +108,9 @@ class Guest:
                 hangs_up=folder.spec()["channel"] == "virtio",
                 starved=lambda: processor_time(qemu.pid)[1] if qemu else 0.0,
             )
-        except (OSError, GuestLost) as error:
+        except GuestLost as error:
+            raise _explain(folder, error) from None
+        except OSError as error:
             raise _explain(folder, GuestLost(str(error))) from None
         guest = cls(folder, lease, agent)
         if not guest.orphans:
@@ -134,6 +143,8 @@ class Guest:
                 self._release_leftovers()
                 self._book.clear()
         finally:
+            if self._agent.hostile:
+                self._folder.condemn(self._agent.lost)
             self._agent.close()
             self.work.unlock()
             self.base.unlock()
@@ -404,6 +415,8 @@ class Guest:
 def _explain(folder: GuestDir, error: GuestLost) -> GuestLost:
     """The same loss with what the supervisor knows of it, and the console's tail."""
     cause = str(error)
+    if isinstance(error, AgentBroke):
+        folder.condemn(cause)
     # The supervisor reaps QEMU a moment after we have seen its socket close.
     deadline = time.monotonic() + 2.0
     while time.monotonic() < deadline:
@@ -412,7 +425,7 @@ def _explain(folder: GuestDir, error: GuestLost) -> GuestLost:
             cause = state.get("cause") or cause
             break
         time.sleep(0.02)
-    return GuestLost(
+    return type(error)(
         f"guest {folder.name} was lost: {cause}",
         console=folder.console_tail(),
         hint="the console's last lines may tell more",

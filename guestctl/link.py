@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from guestctl.errors import ProtocolError
+from guestctl.errors import AgentBroke, GuestLost, ProtocolError
 from guestctl.patience import Patience
 
 __all__ = ["Link"]
@@ -25,8 +25,9 @@ _PIECE = 256
 class Link:
     """`received`, `broken` and `quiet` are called by the thread, with `lock` held.
 
-    `broken` gets the reason and comes once, unless the link was closed; `quiet` comes after half of
-    `heartbeat`'s seconds without a byte, so that the peer can be asked for a sign of life.
+    `broken` gets the reason, as an error for whoever waits, and comes once, unless the link was
+    closed; `quiet` comes after half of `heartbeat`'s seconds without a byte, so that the peer can
+    be asked for a sign of life.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Link:
         *,
         heartbeat: Patience,
         received: Callable[[bytes], None],
-        broken: Callable[[str], None],
+        broken: Callable[[GuestLost], None],
         quiet: Callable[[], None],
     ) -> None:
         connection.setblocking(False)
@@ -104,15 +105,15 @@ class Link:
                 selector.register(self._wake_read, selectors.EVENT_READ)
                 self._pump(selector)
         except ProtocolError as error:
-            self._tell(f"the agent broke the protocol: {error}")
+            self._tell(AgentBroke(f"the agent broke the protocol: {error}"))
         except OSError as error:
-            self._tell(f"the connection to the guest broke: {error.strerror or error}")
+            self._tell(GuestLost(f"the connection to the guest broke: {error.strerror or error}"))
         except BaseException as error:
             # A fault of ours: nobody may be left waiting for a thread that is gone.
-            self._tell(f"the connection to the guest was given up: {error!r}")
+            self._tell(GuestLost(f"the connection to the guest was given up: {error!r}"))
             raise
 
-    def _tell(self, reason: str) -> None:
+    def _tell(self, reason: GuestLost) -> None:
         with self._lock:
             if not self._closed:
                 self._broken(reason)

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from guestctl.errors import PoolError
+from guestctl.errors import AgentBroke, PoolError
 from guestctl.facts import guest_facts, live_jobs, orphans, state_of
 from guestctl.guest import Guest
 from guestctl.jobs import parse_job_name
@@ -191,7 +191,7 @@ class Pool:
                     os.close(lease)
                     return None
                 self._replace(folder, fresh)
-            guest = Guest.connect(folder, lease, orphan=orphan)
+            guest = _connected(folder, lease, orphan)
             if guest is None:
                 os.close(lease)
                 return None
@@ -248,7 +248,10 @@ class Pool:
         spec = GuestSpec(**folder.spec())
         record(folder.journal, "replace", guest=folder.name)
         end_guests([folder])
-        for path in (_worn(folder), folder.mounts, folder.jobs, folder.agent, folder.monitor):
+        for path in (
+            *(_worn(folder), folder.condemned, folder.mounts, folder.jobs),
+            *(folder.agent, folder.monitor),
+        ):
             path.unlink(missing_ok=True)
         if fresh and self._options.share is None:
             # The pool's own tree is part of what a fresh guest must not inherit.
@@ -294,6 +297,14 @@ def _sweep(places: Places) -> None:
         owner = ProcessId(spec.get("creator_pid", 0), spec.get("creator_start", 0))
         if spec.get("leashed") and not owner.alive():
             Pool.attach(name, places=places).down()
+
+
+def _connected(folder: GuestDir, lease: int, orphan: float) -> Guest | None:
+    """The guest, unless it is still busy, or has just been condemned: that is no other's harm."""
+    try:
+        return Guest.connect(folder, lease, orphan=orphan)
+    except AgentBroke:
+        return None
 
 
 def only_pool(places: Places) -> str:

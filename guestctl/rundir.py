@@ -9,6 +9,7 @@ RUNTIME/pools/NAME/
         lease            flock: held by whoever uses the guest; text: the holder's pid
         jobs.json        what the holder runs, or has left running when it died
         agent, monitor   the sockets
+        condemned        why whoever leased the guest has ended it
         console          the socket that takes what is typed into the console
         console.log      the kernel's console, and console.log.1 before it
         supervisor.log   what the supervisor had to say
@@ -21,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -177,6 +179,25 @@ class GuestDir:
     def journal(self) -> Path:
         """The pool's, see guestctl.journal."""
         return self.path.parent / "events.jsonl"
+
+    @property
+    def condemned(self) -> Path:
+        """Says why whoever leased the guest has ended it."""
+        return self.path / "condemned"
+
+    def condemn(self, reason: str) -> None:
+        """Ends a guest that nobody should use again; its supervisor records the reason."""
+        self.condemned.write_text(reason, encoding="utf-8")
+        qemu = self.qemu()
+        if qemu is not None:
+            qemu.send(signal.SIGKILL)
+
+    def condemnation(self) -> str:
+        """The reason that `condemn` was given, or nothing."""
+        try:
+            return self.condemned.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
 
     def spec(self) -> dict[str, Any]:
         return read_json(self.path / "guest.json")

@@ -200,8 +200,9 @@ class Supervisor:
     def _exit_cause(self, status: int | None, cause: str) -> str:
         if status is None:
             return "QEMU was killed and does not end"
-        if self._stopping:
-            return "it was stopped"
+        known = "it was stopped" if self._stopping else self._folder.condemnation()
+        if known:
+            return known
         tail = self._folder.console_tail().encode()
         for mark, meaning in _CAUSES:
             if mark in tail:

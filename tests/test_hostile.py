@@ -16,7 +16,7 @@ import pytest
 
 from guestctl.agent import Agent
 from guestctl.errors import GuestLost
-from guestctl.process import Process
+from guestctl.process import Host, Process
 from guestctl.services import offer
 from guestctl.spec import Command
 from tests.agent import client as wire
@@ -60,11 +60,11 @@ def opens(connection: socket.socket) -> None:
 
 
 def wait(agent: Agent) -> None:
-    process = Process(
-        agent, Command(argv=(b"true",)), guest="g", stdin=None, stdout=None, stderr=None,
-        timeout=None, idle_timeout=None, lost=lambda error: error,
-    )  # fmt: skip
-    process.wait()
+    command = Command(argv=(b"true",))
+    Process(
+        agent, command, agent.start(command), host=Host("g"), stdin=None, stdout=None, stderr=None,
+        timeout=None, idle_timeout=None,
+    ).wait()  # fmt: skip
 
 
 HOSTILE = {

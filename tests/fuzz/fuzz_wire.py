@@ -20,14 +20,14 @@ from guestctl.errors import ProtocolError
 from guestctl.events import Event, Opened, Output
 from guestctl.session import SERVICE_BIT, Session
 from guestctl.spec import Command
-from guestctl.wire import CREDIT_WINDOW, PAYLOAD_MAX, Decoder, Frame, Op, Type, encode
+from guestctl.wire import CREDIT_WINDOW, PAYLOAD_MAX, VERSION, Decoder, Frame, Op, Type, encode
 from tests.vectors import LINES, data_of
 
 __all__ = ["run", "seeds", "try_bytes"]
 
 CORPUS = Path(__file__).parent / "corpus-wire"
 _NONCE = bytes(range(0xA0, 0xB0))
-_WELCOME = encode(Type.WELCOME, payload=_NONCE + b"\1\0\0\0")
+_WELCOME = encode(Type.WELCOME, payload=_NONCE + bytes((VERSION, 0, 0, 0)))
 
 
 def seeds() -> list[bytes]:
