@@ -90,11 +90,8 @@ def probe_toolchain(folder: Path) -> Path:
 def cross_toolchain(folder: Path) -> Path:
     """The system's cross compiler, moved so that it finds itself at /.tc."""
     inside = f"usr/lib/gcc-cross/{CROSS}/12"
-    (folder / inside).mkdir(parents=True)
-    for name in ("cc1", "collect2", "include", "crtbegin.o", "crtend.o", "libgcc.a"):
-        source = Path("/", inside, name)
-        copy = shutil.copytree if source.is_dir() else shutil.copy2
-        copy(source, folder / inside / name)
+    unused = shutil.ignore_patterns("cc1plus", "lto1", "lto-dump", "plugin", "*san*")
+    shutil.copytree(Path("/", inside), folder / inside, ignore=unused)
     tools = folder / "usr" / CROSS / "bin"
     tools.mkdir(parents=True)
     (folder / "usr/bin").mkdir()
