@@ -9,10 +9,11 @@ from guestctl.toolchain.elf import check_object
 from guestctl.toolchain.facts import Mismatch, Pairing, Program, Toolchain
 from guestctl.toolchain.files import GuestFiles
 from guestctl.toolchain.install import find, install, installed, lock, recipe
-from guestctl.toolchain.pair import pair
-from guestctl.toolchain.translate import Command, Refusal
+from guestctl.toolchain.pair import identify, pair
+from guestctl.toolchain.translate import ENVIRONMENT, Command, Refusal, doubt, translate
 
 __all__ = [
+    "ENVIRONMENT",
     "Command",
     "GuestFiles",
     "Mismatch",
@@ -21,10 +22,13 @@ __all__ = [
     "Refusal",
     "Toolchain",
     "check_object",
+    "doubt",
     "find",
+    "identify",
     "install",
     "installed",
     "lock",
     "pair",
     "recipe",
+    "translate",
 ]

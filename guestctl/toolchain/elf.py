@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from guestctl.errors import GuestctlError
-from guestctl.targets import Target
+from guestctl.targets import Target, target
 
 __all__ = ["Elf", "ElfError", "Section", "Segment", "check_object"]
 
 MAGIC = b"\x7fELF"
+_ARCHIVE = b"!<arch>\n"
 PT_LOAD, PT_DYNAMIC, PT_INTERP = 1, 2, 3
 SHT_NOBITS = 8
 _DT_NEEDED, _DT_STRTAB = 1, 5
@@ -169,22 +170,43 @@ class Elf:
                     yield tag, value
 
 
-def check_object(data: bytes, target: Target) -> str:
-    """Says what keeps an ELF file from being of the target; empty when nothing does.
+def check_object(data: bytes, arch: str) -> str:
+    """Says what keeps a file from being of the target `arch`; empty when nothing does.
 
-    Class, byte order and machine count, and for ARM the ABI of its flags. What is not an ELF file
-    at all is none of the target's either.
+    Class, byte order, machine and some flags of an ELF file count, and those of each ELF file in
+    an archive. What is neither has nothing that could be wrong.
     """
+    wanted = target(arch)
+    if data.startswith(_ARCHIVE):
+        found = (_check_elf(member, wanted) for member in _members(data))
+        return next((wrong for wrong in found if wrong), "")
+    return _check_elf(data, wanted)
+
+
+def _members(archive: bytes) -> Iterator[bytes]:
+    """What an archive holds. Format: ar(5)."""
+    at = len(_ARCHIVE)
+    while at + 60 <= len(archive):
+        digits = archive[at + 48 : at + 58].strip()
+        size = int(digits) if digits.isdigit() else len(archive)
+        yield archive[at + 60 : at + 60 + size]
+        at += 60 + size + size % 2
+
+
+def _check_elf(data: bytes, wanted: Target) -> str:
+    if not data.startswith(MAGIC):
+        return ""
     try:
         elf = Elf(data)
     except ElfError as error:
         return str(error)
-    if elf.wide != (target.elf_class == 64):
-        return f"an ELF file of {64 if elf.wide else 32} bits, not of {target.elf_class}"
-    if not elf.little:
-        return "an ELF file of the other byte order"
-    if elf.machine != target.elf_machine:
-        return f"an ELF file for machine {elf.machine}, not for {target.elf_machine}"
-    if target.elf_flags_mask and (elf.flags ^ target.elf_flags) & target.elf_flags_mask:
-        return f"an ELF file with flags {elf.flags:#x}"
-    return ""
+    facts = {
+        "bits": (64 if elf.wide else 32, wanted.elf_class),
+        "byte order": ("little" if elf.little else "big", "little"),
+        "machine": (elf.machine, wanted.elf_machine),
+        "flags": (elf.flags & wanted.elf_flags_mask, wanted.elf_flags),
+    }
+    differing = [
+        f"{name} {has}, not {wants}" for name, (has, wants) in facts.items() if has != wants
+    ]
+    return f"an ELF file of {differing[0]}" if differing else ""

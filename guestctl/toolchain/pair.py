@@ -13,10 +13,10 @@ from guestctl.toolchain.facts import Mismatch, Pairing, Program, Toolchain
 from guestctl.toolchain.files import GuestFiles
 from guestctl.toolchain.fitting import texts_of
 from guestctl.toolchain.identity import identity_of
+from guestctl.toolchain.options import DRIVERS
 
-__all__ = ["DRIVERS", "Identify", "pair"]
+__all__ = ["Identify", "identify", "pair"]
 
-DRIVERS = ("gcc", "g++", "cpp")
 _OF_THE_DRIVER = ("cc1", "cc1plus", "collect2", "lto-wrapper", "liblto_plugin.so")
 _SEARCHED = ("as", "ld")  # in the compiler's folders, then in PATH
 _PREFERRED = ("specs", "real-ld", "collect-ld")  # what would come before what we know
