@@ -31,6 +31,8 @@ class Target:
     elf_class: int = 32
     elf_flags: int = 0  # e_flags of its programs, as far as elf_flags_mask goes
     elf_flags_mask: int = 0
+    oci: str = ""  # what OCI calls it
+    oci_variant: str = ""
     kernel_options: str = ""  # what this board's kernel should be told beside the console
 
 
@@ -49,6 +51,8 @@ _ROWS = (
         elf_class=32,
         elf_flags=0x05000000,  # version 5 of the EABI; floats are not passed in registers
         elf_flags_mask=0xFF000400,
+        oci="arm",
+        oci_variant="v5",
         # Measuring the delay loop takes 84 ms of a boot; no driver here needs it exact.
         kernel_options="lpj=5000000",
     ),
@@ -65,6 +69,7 @@ _ROWS = (
         cpus_kvm=("host", "host,-arch-capabilities", "EPYC", "kvm64"),
         elf_machine=62,
         elf_class=64,
+        oci="amd64",
     ),
 )
 

@@ -22,6 +22,7 @@ _NOUNS = {
     "image": ("image", "group", "Build and manage the images that guests boot."),
     "pool": ("pool", "group", "Bring pools of guests up, look at them, take them down."),
     "run": ("run", "run", "Run a command in a guest."),
+    "system": ("system", "group", "Pack a root file system for elsewhere, and boot it."),
     "virtfs": ("virtfs", "group", "Turn archives into shared trees, and back."),
 }
 

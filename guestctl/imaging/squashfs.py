@@ -51,8 +51,10 @@ def unpack_squashfs(step: Step, image: Path) -> None:
                 path.chmod(stat.S_IMODE(wanted))
 
 
-def own_root(file: BinaryIO, ids: set[int]) -> None:
-    """Gives the root folder to root, and takes out of the table of ids those not in `ids`."""
+def own_root(file: BinaryIO, ids: set[int], mtime: int = 0) -> None:
+    """Gives the root folder to root and the time `mtime`, and takes out of the table of ids those
+    not in `ids`.
+    """
     head = file.read(96)
     magic, count = struct.unpack_from("<I", head)[0], struct.unpack_from("<H", head, 26)[0]
     root, used, table, _xattrs, inodes = struct.unpack_from("<5Q", head, 32)
@@ -63,6 +65,9 @@ def own_root(file: BinaryIO, ids: set[int]) -> None:
     known = list(struct.unpack(f"<{count}I", file.read(4 * count)))
     for field in (4, 6):  # of the inode: where in the table its user and its group are
         _write_stored(file, inodes + (root >> 16), (root & 0xFFFF) + field, known.index(0))
+    for half in range(2):
+        offset = (root & 0xFFFF) + 8 + 2 * half
+        _write_stored(file, inodes + (root >> 16), offset, mtime >> 16 * half & 0xFFFF)
     while known[-1] not in ids:
         known.pop()
     if not ids.issuperset(known):

@@ -35,6 +35,7 @@ __all__ = [
     "collect",
     "is_partial",
     "list_tree",
+    "read_entries",
     "repair",
     "stage",
     "tree_state",
@@ -51,6 +52,19 @@ def list_tree(
         reader = TreeReader(root, model, warn=lambda _line: None, aside=state.aside, content=False)
         for entry, _ in reader.walk(clean_subdir(path)):
             yield entry
+
+
+def read_entries(tree: Path) -> Iterator[tuple[Entry, int]]:
+    """As `list_tree`, each with its open content, or -1 where it has none of its own.
+
+    The descriptor is closed when the next entry is asked for. A further name of a file has -1 and
+    `link`, the path of the first.
+    """
+    with open_tree(tree) as root:
+        state = read_state(root)
+        model = detect_model(root) or MAPPED_FILE
+        reader = TreeReader(root, model, warn=lambda _line: None, aside=state.aside)
+        yield from reader.walk()
 
 
 def check(tree: Path, *, security_model: str | None = None) -> tuple[Problem, ...]:
