@@ -31,6 +31,7 @@ class Target:
     elf_class: int = 32
     elf_flags: int = 0  # e_flags of its programs, as far as elf_flags_mask goes
     elf_flags_mask: int = 0
+    triplets: str = ""  # a pattern of the triplets that compilers of this target may have
     oci: str = ""  # what OCI calls it
     oci_variant: str = ""
     kernel_options: str = ""  # what this board's kernel should be told beside the console
@@ -51,6 +52,7 @@ _ROWS = (
         elf_class=32,
         elf_flags=0x05000000,  # version 5 of the EABI; floats are not passed in registers
         elf_flags_mask=0xFF000400,
+        triplets=r"arm(el|v[45][a-z]*)?(-[a-z0-9_]+)?-linux-(gnu|musl|uclibc)?eabi",
         oci="arm",
         oci_variant="v5",
         # Measuring the delay loop takes 84 ms of a boot; no driver here needs it exact.
@@ -69,6 +71,7 @@ _ROWS = (
         cpus_kvm=("host", "host,-arch-capabilities", "EPYC", "kvm64"),
         elf_machine=62,
         elf_class=64,
+        triplets=r"(x86_64|amd64)(-[a-z0-9_]+)?-linux-(gnu|musl|uclibc)",
         oci="amd64",
     ),
 )

@@ -20,7 +20,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("agent", "facts", "guest", "process", "services"), 3),
     **dict.fromkeys(("bundle", "image", "imaging", "system", "toolchain", "translate"), 3),
     **dict.fromkeys(("builder",), 4),
-    **dict.fromkeys(("examine", "launch", "plan", "pool", "supervisor"), 4),
+    **dict.fromkeys(("examine", "launch", "plan", "pool", "probes", "supervisor"), 4),
     **dict.fromkeys(("__init__", "__main__", "cli"), 5),
 }
 

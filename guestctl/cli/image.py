@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from guestctl.cli.output import json_option, print_json, print_table
+from guestctl.cli.packages import archive_mirrors, cache_folder, mirror_option, shown
 
 if TYPE_CHECKING:
-    from guestctl.image import Image, Progress
+    from guestctl.image import Image
 
 __all__ = ["group"]
-
-_mirror = click.option(
-    "--mirror", multiple=True, metavar="URL", help="Debian archive in place of the host's own."
-)
 
 
 @click.group()
@@ -36,7 +32,7 @@ def group() -> None:
 @click.argument("arch")
 @click.option("--locked", is_flag=True, help="Fail when the archive lacks a locked version.")
 @click.option("-j", "--jobs", type=click.IntRange(1), help="Processes at once.")
-@_mirror
+@mirror_option
 @json_option
 def build(
     arch: str, locked: bool, jobs: int | None, mirror: tuple[str, ...], as_json: bool
@@ -49,13 +45,13 @@ def build(
     """
     from guestctl import image
 
-    with _shown() as report:
+    with shown() as report:
         made = image.build(
             arch,
-            cache_dir=_cache(),
+            cache_dir=cache_folder(),
             locked=locked,
             jobs=jobs or 0,
-            mirror=_mirrors(mirror),
+            mirror=archive_mirrors(mirror),
             progress=report,
         )
     replaced = made.facts()["replaced"]
@@ -79,7 +75,7 @@ def list_(as_json: bool) -> None:
     """
     from guestctl import image
 
-    rows = [_row(made) for made in image.made(cache_dir=_cache())]
+    rows = [_row(made) for made in image.made(cache_dir=cache_folder())]
     if as_json:
         print_json({"images": rows})
     else:
@@ -101,7 +97,7 @@ def show(arch: str, as_json: bool) -> None:
     """
     from guestctl import image
 
-    made = image.load(arch, cache_dir=_cache())
+    made = image.load(arch, cache_dir=cache_folder())
     facts = made.facts()
     if as_json:
         print_json({**_row(made), "manifest": facts})
@@ -118,7 +114,7 @@ def show(arch: str, as_json: bool) -> None:
 @group.command()
 @click.argument("arch")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the lock here.")
-@_mirror
+@mirror_option
 @json_option
 def lock(arch: str, output: Path | None, mirror: tuple[str, ...], as_json: bool) -> None:
     """Write ARCH's lock anew, from the archive as it is today.
@@ -129,7 +125,9 @@ def lock(arch: str, output: Path | None, mirror: tuple[str, ...], as_json: bool)
     """
     from guestctl import image
 
-    path, entries = image.lock(arch, cache_dir=_cache(), mirror=_mirrors(mirror), output=output)
+    path, entries = image.lock(
+        arch, cache_dir=cache_folder(), mirror=archive_mirrors(mirror), output=output
+    )
     if as_json:
         print_json({"lock": str(path), "files": len(entries)})
     else:
@@ -148,7 +146,7 @@ def remove(arch: str, as_json: bool) -> None:
     """
     from guestctl import image
 
-    removed = image.remove(arch, cache_dir=_cache())
+    removed = image.remove(arch, cache_dir=cache_folder())
     if as_json:
         print_json({"removed": [made.id for made in removed]})
     for made in () if as_json else removed:
@@ -167,7 +165,7 @@ def export(arch: str, out: Path) -> None:
     """
     from guestctl import bundle
 
-    made = bundle.export(arch, out, cache_dir=_cache())
+    made = bundle.export(arch, out, cache_dir=cache_folder())
     click.echo(f"{made.arch} {made.id} {out}")
 
 
@@ -182,34 +180,8 @@ def import_(file: Path) -> None:
     """
     from guestctl import bundle
 
-    made = bundle.import_(file, cache_dir=_cache())
+    made = bundle.import_(file, cache_dir=cache_folder())
     click.echo(f"{made.arch} {made.id} {made.directory}")
-
-
-def _cache() -> Path:
-    import platformdirs
-
-    # Places.of_user would make a run directory as well, which no image needs.
-    return Path(platformdirs.user_cache_dir("guestctl"))
-
-
-def _mirrors(given: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the command line, or else of `mirror:` in the user's config: a text or a list."""
-    import platformdirs
-    import yaml
-
-    path = Path(platformdirs.user_config_dir("guestctl")) / "config.yaml"
-    if given or not path.exists():
-        return given
-    try:
-        facts = yaml.safe_load(path.read_text()) or {}
-        found = facts.get("mirror") or ()
-        found = (found,) if isinstance(found, str) else tuple(found)
-        if not all(isinstance(word, str) for word in found):
-            raise TypeError("mirror: must be a text or a list of texts")
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
-        raise click.ClickException(f"{path}: {str(error).splitlines()[0]}") from None
-    return found
 
 
 def _row(made: Image) -> dict[str, Any]:
@@ -219,49 +191,3 @@ def _row(made: Image) -> dict[str, Any]:
         "arch": made.arch, "id": made.id, "directory": str(made.directory),
         "mib": size >> 20, "made": when,
     }  # fmt: skip
-
-
-class _shown:
-    """Shows progress on stderr: bars on a terminal, one line for each change elsewhere."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._tasks: dict[str, Any] = {}
-        self._bars: Any = None
-
-    def __enter__(self) -> _shown:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import Progress as Bars
-
-            columns = (
-                TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(),
-                TextColumn("{task.fields[text]}", markup=False),
-            )  # fmt: skip
-            self._bars = Bars(*columns, console=Console(stderr=True))
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bars:
-            self._bars.stop()
-
-    def __call__(self, event: Progress) -> None:
-        with self._lock:
-            if self._bars:
-                self._draw(event)
-            elif event.state != "runs":
-                sys.stderr.write(f"{event.step}: {event.state} {event.text}".rstrip() + "\n")
-                sys.stderr.flush()
-
-    def _draw(self, event: Progress) -> None:
-        if event.step not in self._tasks:
-            self._tasks[event.step] = self._bars.add_task(event.step, total=None, text="")
-        task = self._tasks[event.step]
-        if event.state in ("done", "cached"):
-            self._bars.update(task, total=1, completed=1, text=event.state)
-            self._bars.stop_task(task)
-        else:
-            share = {} if event.share is None else {"total": 1, "completed": event.share}
-            self._bars.update(task, text=event.text[-60:], **share)

@@ -23,6 +23,7 @@ _NOUNS = {
     "pool": ("pool", "group", "Bring pools of guests up, look at them, take them down."),
     "run": ("run", "run", "Run a command in a guest."),
     "system": ("system", "group", "Pack a root file system for elsewhere, and boot it."),
+    "toolchain": ("toolchain", "group", "Install and check cross compilers for the guests."),
     "virtfs": ("virtfs", "group", "Turn archives into shared trees, and back."),
 }
 

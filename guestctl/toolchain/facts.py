@@ -10,9 +10,10 @@ from typing import Any
 
 from guestctl.errors import ImageError
 
-__all__ = ["FACTS", "Mismatch", "Pairing", "Program", "Toolchain"]
+__all__ = ["FACTS", "FORM", "Mismatch", "Pairing", "Program", "Toolchain"]
 
 FACTS = "toolchain.json"  # the file of a toolchain's folder that says what it is
+FORM = 3  # of that file, and of the folder
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,17 @@ class Toolchain:
         """Writes the facts into the folder."""
         facts = asdict(self)
         del facts["path"]
-        (self.path / FACTS).write_text(json.dumps({"form": 1, **facts}, indent=1) + "\n")
+        (self.path / FACTS).write_text(json.dumps({"form": FORM, **facts}, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Toolchain:
         """Reads a folder's facts; raises ImageError."""
         try:
             facts: dict[str, Any] = json.loads((path / FACTS).read_text())
+            if facts.pop("form") != FORM:
+                raise ValueError("it is of another version of guestctl")
             programs = tuple(Program(**program) for program in facts.pop("programs"))
             prefixes = tuple(facts.pop("prefixes"))
-            if facts.pop("form") != 1:
-                raise ValueError("it is of another version of guestctl")
             return cls(**facts, programs=programs, prefixes=prefixes, path=path)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ImageError(f"{path} is no toolchain: {error}") from None

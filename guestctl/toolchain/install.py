@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,14 +18,13 @@ from guestctl.packages.apt import host_architecture
 from guestctl.recipe import Locked, dump_lock, parse_lock
 from guestctl.targets import target
 from guestctl.toolchain.elf import Elf
-from guestctl.toolchain.facts import FACTS, Program, Toolchain
+from guestctl.toolchain.facts import FACTS, FORM, Program, Toolchain
 from guestctl.toolchain.fitting import fit_compiler, fit_loader, fit_program, texts_of
 from guestctl.toolchain.identity import identity_of
 from guestctl.toolchain.recipe import Recipe, parse_recipe
 
 __all__ = ["find", "install", "installed", "lock", "recipe"]
 
-VERSION = 2
 _GROUPS = ("cross", "library", "native")
 _LIBRARY_FOLDERS = ("usr/lib", "lib")
 
@@ -87,8 +87,8 @@ def installed(arch: str | None = None, *, cache_dir: Path) -> list[Toolchain]:
     """Returns the toolchains in the cache, the newest first; those of `arch` only, if given."""
     found = []
     for facts in (cache_dir / "steps").glob(f"{_name(arch or '*')}-*/{FACTS}"):
-        made = facts.stat().st_mtime_ns
-        found.append((made, Toolchain.load(facts.parent)))
+        if json.loads(facts.read_text()).get("form") == FORM:  # others are of other versions
+            found.append((facts.parent.stat().st_mtime_ns, Toolchain.load(facts.parent)))
     return [made for _, made in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
@@ -168,7 +168,7 @@ def _fetch(
 
 
 def _facts(made_from: Recipe, entries: Sequence[Locked]) -> list[object]:
-    return [VERSION, repr(made_from), sorted(entry.sha256 for entry in entries)]
+    return [FORM, repr(made_from), sorted(entry.sha256 for entry in entries)]
 
 
 def _made(made_from: Recipe, entries: Sequence[Locked], cache_dir: Path) -> Path | None:
