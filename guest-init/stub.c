@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@
 
 #define SOCKET "guestctl"
 #define SERVICE "offload\n"
+#define DISTCC "distcc\n"
 
 enum {
 	BROKEN = 125,
@@ -255,6 +257,19 @@ static int obey(int type, const uint8_t *data, size_t size)
 	}
 }
 
+/* The environment of distcc, as strings that end in zero; false if there is none. */
+static bool take_settings(uint8_t *data, size_t size)
+{
+	char *at = (char *)data, *end = at + size;
+
+	if (size == 0 || end[-1] != 0)
+		return false;
+	for (; at < end; at += strlen(at) + 1)
+		if (putenv(at) != 0)
+			return false;
+	return true;
+}
+
 static void answer(mode_t mask)
 {
 	static struct reader r;
@@ -269,7 +284,7 @@ static void answer(mode_t mask)
 			error = file_end();
 		if (type == M_STEP_DOWN) {
 			umask(mask);
-			step_down(size > 0 && r.data[MESSAGE] == 1);
+			step_down(take_settings(r.data + MESSAGE, size));
 		}
 		if (!error)
 			error = obey(type, r.data + MESSAGE, size);
@@ -285,6 +300,38 @@ static void answer(mode_t mask)
 	umask(mask);
 }
 
+/* Copy once from one to the other; false at the end. */
+static bool copy(int from, int to)
+{
+	static char data[65536];
+	ssize_t n = read(from, data, sizeof(data));
+
+	if (n < 0 && errno == EINTR)
+		return true;
+	return n > 0 && write_all(to, data, (size_t)n) == 0;
+}
+
+/* As distcc's ssh: stdin and stdout are those of the service. */
+static int connect_distcc(void)
+{
+	struct pollfd ready[2] = { { .fd = STDIN_FILENO, .events = POLLIN }, { .events = POLLIN } };
+
+	host = connect_host();
+	if (host < 0 || !send_all(DISTCC, strlen(DISTCC)))
+		return BROKEN;
+	ready[1].fd = host;
+	for (;;) {
+		if (poll(ready, 2, -1) < 0 && errno != EINTR)
+			return BROKEN;
+		if (ready[1].revents && !copy(host, STDOUT_FILENO))
+			return 0;
+		if (ready[0].revents && !copy(STDIN_FILENO, host)) {
+			shutdown(host, SHUT_WR);
+			ready[0].fd = -1;
+		}
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const char *slash, *program;
@@ -296,6 +343,8 @@ int main(int argc, char **argv)
 	slash = strrchr(argv[0], '/');
 	name = slash ? slash + 1 : argv[0];
 	arguments = argv;
+	if (strcmp(name, "connect") == 0)
+		return connect_distcc();
 	next_init((const char *)(uintptr_t)getauxval(AT_EXECFN));
 	program = next_find(name);
 	if (program) {

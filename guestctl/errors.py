@@ -10,6 +10,7 @@ GuestctlError
 ├── ArchiveError      an archive is broken or hostile
 ├── TreeError         a virtfs tree is broken or hostile
 ├── ShareError        a share cannot be used as asked
+├── OffloadError      the host cannot compile for a guest
 ├── PoolError         a pool cannot be made, found or leased
 ├── ProtocolError     the peer broke the agent protocol
 ├── RequestFailed     the agent refused a request
@@ -33,6 +34,7 @@ __all__ = [
     "GuestctlError",
     "HostLacks",
     "ImageError",
+    "OffloadError",
     "PoolError",
     "ProtocolError",
     "RequestFailed",
@@ -87,6 +89,10 @@ class TreeError(GuestctlError):
 
 
 class ShareError(GuestctlError):
+    pass
+
+
+class OffloadError(GuestctlError):
     pass
 
 

@@ -18,6 +18,7 @@ _PROBE_TIMEOUT = 5.0
 
 def guest_facts(folder: GuestDir) -> dict[str, Any]:
     """One guest's part of `pool status --json`."""
+    spec = folder.spec()
     state = folder.state()
     lease = folder.leased_by()
     name = state_of(folder)
@@ -45,7 +46,9 @@ def guest_facts(folder: GuestDir) -> dict[str, Any]:
         "boot_seconds": state.get("boot_seconds"),
         "pace": state.get("pace"),
         "cause": state.get("cause", ""),
-        "share": folder.spec().get("work"),
+        "share": spec.get("work"),
+        "offload": spec.get("offload"),
+        "offload_reason": spec.get("offload_reason"),
     }
 
 

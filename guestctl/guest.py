@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from guestctl import services
 from guestctl.agent import Agent, Job
@@ -29,9 +30,12 @@ from guestctl.process import PIPE, Host, Process, Sink
 from guestctl.processes import processor_time
 from guestctl.rundir import GuestDir, connected_socket, write_json
 from guestctl.share import Share
-from guestctl.spec import Command, Result
+from guestctl.spec import STATUS_BROKEN, Command, Result
 from guestctl.tree.state import is_partial
 from guestctl.wire import Op, Tag
+
+if TYPE_CHECKING:
+    from guestctl.offload import Offload
 
 __all__ = ["MOUNT_OPTIONS", "Guest"]
 
@@ -55,7 +59,8 @@ class Guest:
     """Made by `Pool.lease`. A context manager: leaving it gives the guest back.
 
     `work` is its share; `jobs` is a good number for `make -j`; `pace` is how many times slower than
-    usual it is; `orphans` are the jobs that an earlier holder has left in it.
+    usual it is; `orphans` are the jobs that an earlier holder has left in it. `offload` compiles
+    for it on the host, None where that is off.
     """
 
     def __init__(self, folder: GuestDir, lease: int, agent: Agent) -> None:
@@ -82,6 +87,7 @@ class Guest:
         self._detached = False
         self._over = threading.Event()
         self._meter: threading.Thread | None = None
+        self.offload: Offload | None = None
 
     @classmethod
     def connect(
@@ -121,6 +127,7 @@ class Guest:
         else:
             agent.close()
             return None
+        guest._begin_offload()
         return guest
 
     def __enter__(self) -> Guest:
@@ -146,12 +153,24 @@ class Guest:
             if self._agent.hostile:
                 self._folder.condemn(self._agent.lost)
             self._agent.close()
+            if self.offload:
+                self.offload.close()
             self.work.unlock()
             self.base.unlock()
             record(self._folder.journal, "release", guest=self.name)
             os.ftruncate(self._lease, 0)
             os.close(self._lease)
             self._lease = None
+
+    def _begin_offload(self) -> None:
+        spec = self._folder.spec()
+        if spec["offload"] == "off":
+            return
+        # Only now: it brings much with it.
+        from guestctl.offload import Offload
+
+        self.offload = Offload.for_guest(self._agent, spec)
+        self.jobs = self.offload.jobs(spec["memory"])
 
     # --- commands ---------------------------------------------------------------------------
 
@@ -193,6 +212,8 @@ class Guest:
             **({"TERM": _TERM} if tty else {}),
             **(env or {}),
         }
+        if self.offload:
+            variables["PATH"] = self.offload.path(variables["PATH"])
         command = Command(
             argv=tuple(os.fsencode(arg) for arg in argv),
             env=tuple(
@@ -310,9 +331,22 @@ class Guest:
         if qemu is not None:
             qemu.send(signal.SIGKILL)
 
-    def run(self, argv: Sequence[Text], **options: Any) -> Result:
-        """Starts a command and waits for its end; takes what `start` takes."""
-        return self.start(argv, **options).wait()
+    def run(
+        self, argv: Sequence[Text], *, max_local: float | None = None, **options: Any
+    ) -> Result:
+        """Starts a command and waits for its end; takes what `start` takes.
+
+        With `max_local`, a result with status 0 becomes an error when more than so many percent of
+        the calls that offload is there for ran in the guest after all.
+        """
+        process = self.start(argv, **options)
+        result = process.wait()
+        if max_local is None or result.status:
+            return result
+        local = self.offload.too_local(process.id, max_local) if self.offload else "it is off"
+        if not local:
+            return result
+        return replace(result, outcome="error", status=STATUS_BROKEN, error=f"offload: {local}")
 
     # --- the share --------------------------------------------------------------------------
 

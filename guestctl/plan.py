@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guestctl import image
-from guestctl.errors import PoolError, UsageError
+from guestctl.errors import HostLacks, PoolError, UsageError
+from guestctl.offload import MODES, why_off
 from guestctl.places import Places
 from guestctl.qemu.accel import acceleration, qemu_program
 from guestctl.qemu.confine import probe_confinement
@@ -15,7 +16,7 @@ from guestctl.share import check_share
 from guestctl.spec import GuestSpec
 from guestctl.targets import target
 
-__all__ = ["Plan", "PoolOptions", "own_shares", "plan_pool"]
+__all__ = ["Plan", "PoolOptions", "ledger_path", "own_shares", "plan_pool"]
 
 _OVERHEAD = 64  # MiB of host memory that a QEMU takes beside its guest's
 _SECURITY_MODELS = ("mapped-file", "mapped-xattr")
@@ -37,6 +38,8 @@ class PoolOptions:
     network: bool = False
     channel: str = "virtio"
     boot_timeout: float = 120.0
+    # Whether the host compiles for the guests: auto, distcc or off.
+    offload: str = "auto"
     # Exactly this folder is the share of the only guest.
     single: bool = False
 
@@ -48,6 +51,11 @@ class Plan:
     guests: tuple[GuestSpec, ...]
     image: str
     remarks: tuple[str, ...]
+
+
+def ledger_path(places: Places, name: str) -> Path:
+    """The ledger of pool `name`, which outlives it."""
+    return places.cache / "ledgers" / f"{name}.jsonl"
 
 
 def own_shares(places: Places, name: str) -> Path:
@@ -68,6 +76,7 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
     best = acceleration(row, places.cache, made.kernel, made.initramfs)
     confinement = probe_confinement()
     own = own_shares(places, name)
+    no_offload = _why_no_offload(options, best.name, places)
     guests = []
     for number, work in enumerate(_work_trees(options, own)):
         base = own / f"g{number}.base"
@@ -93,6 +102,11 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
                 network=options.network,
                 channel=options.channel,
                 boot_timeout=options.boot_timeout,
+                offload="off" if no_offload else options.offload,
+                offload_reason=no_offload,
+                cache=str(places.cache),
+                runtime=str(places.runtime),
+                ledger=str(ledger_path(places, name)),
             )
         )
     remarks = []
@@ -100,7 +114,22 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
         remarks.append(f"emulated, without KVM: {best.reason}")
     if not confinement.namespaces:
         remarks.append(f"QEMU has no namespaces of its own: {confinement.reason}")
+    if no_offload and options.offload != "off" and best.name == "tcg":
+        remarks.append(f"nothing is offloaded: {no_offload}")
     return Plan(tuple(guests), made.id, tuple(remarks))
+
+
+def _why_no_offload(options: PoolOptions, accelerator: str, places: Places) -> str:
+    """Empty when the host can compile for these guests; HostLacks when it was asked to, and cannot.
+
+    Where the guest is as fast as the host, nothing is to be gained.
+    """
+    if options.offload == "auto" and accelerator != "tcg":
+        return "the guests run at the host's speed"
+    reason = why_off(options.offload, options.arch, places.cache)
+    if reason and options.offload == "distcc":
+        raise HostLacks(f"nothing can be offloaded: {reason}")
+    return reason
 
 
 def _work_trees(options: PoolOptions, own: Path) -> list[Path]:
@@ -129,6 +158,10 @@ def _check(options: PoolOptions, memory: int, most: int) -> None:
     ):
         if given not in known:
             raise UsageError(f"unknown {what} {given!r}", hint=f"known are {', '.join(known)}")
+    if options.offload not in MODES:
+        raise UsageError(
+            f"unknown way to offload {options.offload!r}", hint=f"known are {', '.join(MODES)}"
+        )
     if not 64 <= memory <= most:
         raise UsageError(f"a guest of {options.arch} takes 64 to {most} MiB, not {memory}")
     needed = options.size * (memory + _OVERHEAD)

@@ -22,7 +22,7 @@ from guestctl.jobs import parse_job_name
 from guestctl.journal import record
 from guestctl.launch import any_alive, await_ready, end_guests, forget_share, start_guest
 from guestctl.places import Places, private_directory
-from guestctl.plan import PoolOptions, own_shares, plan_pool
+from guestctl.plan import PoolOptions, ledger_path, own_shares, plan_pool
 from guestctl.processes import ProcessId
 from guestctl.rundir import GuestDir, PoolDir, flocked, pool_names
 from guestctl.spec import GuestSpec
@@ -102,6 +102,7 @@ class Pool:
         plan = plan_pool(options, self.name, self._places)
         facts = {"options": asdict(options), "image": plan.image, "remarks": plan.remarks}
         self._claim({**facts, "leashed": self._leash is not None})
+        ledger_path(self._places, self.name).unlink(missing_ok=True)
         try:
             waiting = {}
             for spec in plan.guests:
@@ -280,10 +281,13 @@ class Pool:
         if folders:
             # From here on nobody replaces the guests that we end.
             _ending(self._dir).touch()
+        leashed = self._dir.spec().get("leashed")
         end_guests(folders)
         for folder in folders:
             forget_share(Path(folder.spec().get("work", "/nonexistent")), self._places.runtime)
         self._dir.remove()
+        if leashed:
+            ledger_path(self._places, self.name).unlink(missing_ok=True)
         for handle in self._leash or ():
             os.close(handle)
         self._leash = None

@@ -137,6 +137,11 @@ class Process:
             threading.Thread(target=self._feed, args=(stdin,), daemon=True).start()
 
     @property
+    def id(self) -> int:
+        """The number of the command in the guest's session."""
+        return self._job.id
+
+    @property
     def result(self) -> Result | None:
         """How it ended, once `wait` has said so."""
         return self._result

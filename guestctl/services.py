@@ -15,7 +15,7 @@ from guestctl import events
 from guestctl.agent import Agent, Job
 from guestctl.errors import GuestLost
 
-__all__ = ["Handler", "offer"]
+__all__ = ["Handler", "offer", "serve"]
 
 # Runs in a thread of its own and closes the socket when it is done.
 Handler = Callable[[socket.socket], None]
@@ -26,10 +26,10 @@ _log = logging.getLogger(__name__)
 
 def offer(agent: Agent, service: bytes, handler: Handler) -> None:
     """Offers `handler` under a name; each call of the guest runs it with a socket."""
-    agent.offer(service, lambda stream: _serve(agent, stream, handler))
+    agent.offer(service, lambda stream: serve(agent, stream, handler))
 
 
-def _serve(agent: Agent, stream: Job, handler: Handler) -> None:
+def serve(agent: Agent, stream: Job, handler: Handler) -> None:
     """Joins a stream that the guest has opened with a socket for `handler`; returns at once."""
     ours, theirs = socket.socketpair()
     for work, args in (

@@ -127,6 +127,12 @@ class GuestSpec:
     scratch: int = 16384
     swap: int = 1024
     boot_timeout: float = 120.0
+    # auto, distcc or off, and why it is off; where it keeps its files.
+    offload: str = "off"
+    offload_reason: str = ""
+    cache: str = ""
+    runtime: str = ""
+    ledger: str = ""
 
 
 def status_of_errno(code: int) -> int:

@@ -20,6 +20,7 @@ _NOUNS = {
     "build": ("build", "build", "Build components from definitions, in pristine guests."),
     "doctor": ("doctor", "doctor", "Check what this host has and lacks."),
     "image": ("image", "group", "Build and manage the images that guests boot."),
+    "offload": ("offload", "group", "Look at what the host has compiled for its guests."),
     "pool": ("pool", "group", "Bring pools of guests up, look at them, take them down."),
     "run": ("run", "run", "Run a command in a guest."),
     "system": ("system", "group", "Pack a root file system for elsewhere, and boot it."),

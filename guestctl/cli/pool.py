@@ -55,6 +55,13 @@ def group() -> None:
     show_default=True,
     help="Whether the guests have a network device.",
 )
+@click.option(
+    "--offload",
+    type=click.Choice(["auto", "distcc", "off"]),
+    default="auto",
+    show_default=True,
+    help="Whether the host compiles for the guests.",
+)
 @click.option("--boot-timeout", type=float, default=120.0, show_default=True, metavar="SECONDS")
 @click.option("--cold", is_flag=True, help="Boot the guests (what happens anyway so far).")
 @click.option("--print-qemu", is_flag=True, help="Print QEMU's command line, and do nothing.")
@@ -67,6 +74,7 @@ def up(
     security_model: str,
     channel: str,
     network: str,
+    offload: str,
     boot_timeout: float,
     cold: bool,
     print_qemu: bool,
@@ -89,6 +97,7 @@ def up(
         "security_model": security_model,
         "channel": channel,
         "network": network == "user",
+        "offload": offload,
         "boot_timeout": boot_timeout,
     }
     if print_qemu:
@@ -137,7 +146,7 @@ def status(name: str | None, as_json: bool) -> None:
         print_json({"name": pool.name, "guests": guests})
         return
     print_table(
-        ("GUEST", "STATE", "ARCH", "QEMU", "LEASE", "ACCEL", "CONFINED", "CAUSE"),
+        ("GUEST", "STATE", "ARCH", "QEMU", "LEASE", "ACCEL", "CONFINED", "OFFLOAD", "CAUSE"),
         (
             (
                 guest["name"],
@@ -147,6 +156,7 @@ def status(name: str | None, as_json: bool) -> None:
                 guest["lease"] or "-",
                 guest["accelerator"] or "-",
                 _confined(guest["confinement"]),
+                guest["offload"] or "-",
                 guest["cause"],
             )
             for guest in guests

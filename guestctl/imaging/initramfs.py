@@ -16,7 +16,7 @@ from guestctl.imaging.workshop import Step
 
 __all__ = ["Member", "build_guest_init", "newc", "stub_names", "write_initramfs"]
 
-VERSION = 2
+VERSION = 3
 _FOLDERS = ("dev", "image", "proc", "root", "run", "scratch", "sys", "tmp")
 # What guest-init lays over the image: the stub changes more often than the root file system.
 _STUB = "extra/tools/offload"
@@ -56,6 +56,7 @@ def write_initramfs(init: Path, stub: Path, names: Sequence[str], output: Path) 
     members.append(Member("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)))
     members.append(Member("init", stat.S_IFREG | 0o755, init.read_bytes()))
     members.append(Member(f"{_STUB}/stub", stat.S_IFREG | 0o755, stub.read_bytes()))
+    members.append(Member(f"{_STUB}/connect", stat.S_IFLNK | 0o777, b"stub"))
     members += [Member(f"{_STUB}/bin/{name}", stat.S_IFLNK | 0o777, b"../stub") for name in names]
     output.write_bytes(newc(sorted(members, key=lambda member: member.name)))
 

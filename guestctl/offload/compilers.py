@@ -1,0 +1,75 @@
+"""Which toolchain of the host stands for the compiler that a process in a guest would run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from guestctl.errors import GuestctlError
+from guestctl.offload.place import Place, within
+from guestctl.toolchain import GuestFiles, Mismatch, Pairing, Toolchain, pair
+from guestctl.toolchain.pair import identify
+from guestctl.view import Tree
+
+__all__ = ["Compilers"]
+
+_REMEMBER_MISMATCH = 5.0  # seconds: what differs may be installed at any time
+_Stamp = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Known:
+    pairing: Pairing | Mismatch
+    stamps: tuple[tuple[bytes, _Stamp], ...]
+    until: float
+
+
+class Compilers:
+    """Remembers what it has found for as long as nothing that it rests on has changed."""
+
+    def __init__(self, trees: Mapping[str, Tree], toolchains: Sequence[Toolchain]) -> None:
+        self._trees = trees
+        self._toolchains = toolchains
+        self._known: dict[tuple[Place, bytes, tuple[bytes, ...]], _Known] = {}
+        self._identities: dict[_Stamp, str] = {}
+        self._lock = threading.Lock()
+
+    def find(self, place: Place, program: bytes, path: Sequence[bytes]) -> Pairing | str:
+        """The pairing for a program at a place, or why there is none. `path` are the folders of
+        the caller's PATH but for the stubs' own: there compilers look for as and ld."""
+        files = GuestFiles(self._trees, place.mounts)
+        key = (place, program, tuple(path))
+        with self._lock:
+            known = self._known.get(key)
+            if known is None or not _holds(known, files):
+                try:
+                    found = pair(files, program, path, self._toolchains, self._identify)
+                except (GuestctlError, OSError) as error:
+                    return f"its compiler cannot be examined: {error}"
+                known = self._known[key] = self._remember(found, files, place)
+        return known.pairing if isinstance(known.pairing, Pairing) else str(known.pairing)
+
+    def _identify(self, files: GuestFiles, path: bytes) -> str:
+        stamp = files.stamp(path)
+        if stamp not in self._identities:
+            self._identities[stamp] = identify(files, path)
+        return self._identities[stamp]
+
+    def _may_change(self, place: Place, path: bytes) -> bool:
+        """Whether the tree that holds a path is one that the guest can write."""
+        at = max((m for m in place.mounts if within(path, m.at)), key=lambda m: len(m.at))
+        return at.tree is not None and not self._trees[at.tree].fixed
+
+    def _remember(self, found: Pairing | Mismatch, files: GuestFiles, place: Place) -> _Known:
+        if isinstance(found, Mismatch):
+            return _Known(found, (), time.monotonic() + _REMEMBER_MISMATCH)
+        seen = [path for path in found.seen if self._may_change(place, path)]
+        return _Known(found, tuple((path, files.stamp(path)) for path in seen), float("inf"))
+
+
+def _holds(known: _Known, files: GuestFiles) -> bool:
+    if time.monotonic() > known.until:
+        return False
+    return all(files.stamp(path) == stamp for path, stamp in known.stamps)

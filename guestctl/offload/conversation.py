@@ -1,0 +1,41 @@
+"""One connection of a stub, as messages in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from guestctl import events
+from guestctl.agent import Agent, Job
+from guestctl.errors import OffloadError
+from guestctl.offload.messages import Decoder
+
+__all__ = ["Conversation"]
+
+
+class Conversation:
+    """Reads from any one thread, and writes from any one; over when the guest's end closes."""
+
+    def __init__(self, agent: Agent, stream: Job) -> None:
+        self.caller = stream.caller
+        self._agent = agent
+        self._stream = stream
+        self._decoder = Decoder()
+
+    def messages(self) -> Iterator[tuple[bytes, bytes]]:
+        """What the guest says, to its end; raises GuestLost, ProtocolError."""
+        while True:
+            match self._agent.take(self._stream, None):
+                case events.Output(data=data):
+                    self._agent.consumed(self._stream, 0, len(data))
+                    yield from self._decoder.feed(data)
+                case events.Ended() | events.StreamReset():
+                    return
+
+    def send(self, data: bytes) -> None:
+        """Sends messages; raises GuestLost, or OffloadError when nobody takes them."""
+        if not self._agent.write(self._stream, data, timeout=60.0):
+            raise OffloadError("the caller has gone")
+
+    def close(self) -> None:
+        """Nothing more will be sent."""
+        self._agent.end_stdin(self._stream)

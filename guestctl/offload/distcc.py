@@ -1,0 +1,185 @@
+"""The service `distcc`: what a distccd would answer, with the tool in the same confined view.
+
+The guest's distcc preprocesses there and sends one compilation a connection. Protocol 1 of
+distcc's doc/protocol-1.txt: tokens of four letters with eight hexadecimal digits, the bytes of
+their value after some. A distccd of the host would trust its caller's options; here they are
+translated and confined as all others, and nothing has to be installed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from guestctl.errors import GuestctlError, ProtocolError
+from guestctl.offload.messages import Request
+from guestctl.offload.tools import Answer, StepDown, Tools
+from guestctl.view import Given
+
+__all__ = ["SERVICE", "Distcc", "DistccCall", "encode_answer", "read_call"]
+
+SERVICE = b"distcc"
+# Where source and object lie in the view; the source's own name is in what it holds.
+_SOURCE, _OBJECT = b"/.guestctl-distcc", b"/.guestctl-distcc.o"
+_ARGUMENTS_MAX = 4096
+_ARGUMENT_MAX = 1 << 16
+_SOURCE_MAX = 256 << 20
+_TIMEOUT = 600.0
+_TOKEN = re.compile(rb"([A-Z]{4})([0-9a-f]{8})")
+# What a source is called once it is preprocessed: gcc takes the language from the name.
+_PREPROCESSED = {
+    b"c": b".i", b"i": b".i",
+    b"cc": b".ii", b"cpp": b".ii", b"cxx": b".ii", b"cp": b".ii", b"c++": b".ii", b"C": b".ii",
+    b"ii": b".ii",
+}  # fmt: skip
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DistccCall:
+    """One compilation: the options as the guest's distcc sends them, and the source."""
+
+    argv: tuple[bytes, ...]
+    source: bytes
+
+    def moved(self, source: bytes, output: bytes) -> tuple[list[bytes], bytes]:
+        """The same options for files elsewhere, and the source's name with its suffix; raises
+        ProtocolError for what is no compilation of one file."""
+        argv = list(self.argv)
+        found = [at for at, word in enumerate(argv[1:], 1) if _is_source(argv, at, word)]
+        if len(found) != 1 or argv.count(b"-c") != 1 or argv[:-1].count(b"-o") != 1:
+            raise ProtocolError("not a compilation of one source")
+        name = source + _PREPROCESSED[argv[found[0]].rpartition(b".")[2]]
+        argv[found[0]] = name
+        argv[argv.index(b"-o") + 1] = output
+        return argv, name
+
+
+def read_call(data: _Input) -> DistccCall:
+    """Takes a request from a stream; raises ProtocolError."""
+    if data.number(b"DIST") != 1:
+        raise ProtocolError("not protocol 1 of distcc")
+    count = data.number(b"ARGC")
+    if not 1 <= count <= _ARGUMENTS_MAX:
+        raise ProtocolError(f"a call with {count} arguments")
+    argv = tuple(data.value(b"ARGV", _ARGUMENT_MAX) for _ in range(count))
+    if any(b"\0" in word for word in argv):
+        raise ProtocolError("an argument with a zero byte")
+    return DistccCall(argv, data.value(b"DOTI", _SOURCE_MAX))
+
+
+def encode_answer(status: int, stderr: bytes, stdout: bytes, made: bytes | None) -> bytes:
+    """What distcc waits for; `status` is as of waitpid(2)."""
+    values = ((b"SERR", stderr), (b"SOUT", stdout), (b"DOTO", made or b""))
+    head = b"DONE%08xSTAT%08x" % (1, status)
+    return head + b"".join(b"%s%08x%s" % (token, len(value), value) for token, value in values)
+
+
+class _Input:
+    """Tokens from a socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def number(self, token: bytes) -> int:
+        match = _TOKEN.fullmatch(self._take(12))
+        if match is None or match[1] != token:
+            raise ProtocolError(f"distcc did not send {token.decode()}")
+        return int(match[2], 16)
+
+    def value(self, token: bytes, most: int) -> bytes:
+        size = self.number(token)
+        if size > most:
+            raise ProtocolError(f"{size} bytes of {token.decode()}")
+        return self._take(size)
+
+    def _take(self, size: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < size:
+            data = self._connection.recv(min(size - len(parts), 1 << 16))
+            if not data:
+                raise ProtocolError("distcc's request is cut off")
+            parts += data
+        return bytes(parts)
+
+
+class Distcc:
+    """Serves the distcc of one guest, and remembers what it has done for each job."""
+
+    def __init__(self, tools: Tools, slots: int) -> None:
+        self._tools = tools
+        self._slots = slots
+        self._served: Counter[tuple[int, bytes]] = Counter()
+        self._lock = threading.Lock()
+
+    def settings(self) -> bytes:
+        """The environment that leads a guest's distcc to us, each variable ended by a zero byte.
+
+        Its own folder is in memory: a build's tree is not its place.
+        """
+        hosts = f"--localslots=1 --localslots_cpp={2 * self._slots} @guestctl/{self._slots}"
+        variables = {
+            "DISTCC_HOSTS": hosts,
+            "DISTCC_SSH": "/tools/offload/connect",
+            "DISTCC_DIR": "/dev/shm/distcc",
+        }
+        return b"".join(f"{name}={value}\0".encode() for name, value in variables.items())
+
+    def serve(self, connection: socket.socket, caller: Mapping[int, bytes], job: int) -> None:
+        """Answers one connection. What cannot be done is not answered: then distcc does it."""
+        connection.settimeout(_TIMEOUT)
+        try:
+            call = read_call(_Input(connection))
+            answer = self._compile(call, caller)
+            if isinstance(answer, StepDown):
+                _log.info("distcc: %s", answer.reason)
+                return
+            made = answer.written[0].data if answer.written else None
+            # Before the answer, with which the guest's distcc may end.
+            with self._lock:
+                self._served[job, _source_of(call.argv)] += 1
+            connection.sendall(
+                encode_answer(answer.status << 8, answer.stderr, answer.stdout, made)
+            )
+        except (GuestctlError, OSError) as error:
+            _log.info("distcc: %s", error)
+
+    def _compile(self, call: DistccCall, caller: Mapping[int, bytes]) -> Answer | StepDown:
+        argv, name = call.moved(_SOURCE, _OBJECT)
+        environment = {b"PATH": b"/usr/bin:/bin"}
+        request = Request(call.argv[0], call.argv[0], b"/", 0o022, tuple(argv), environment)
+        plan = self._tools.plan(request, caller, remote=True)
+        if isinstance(plan, StepDown):
+            return plan
+        given = replace(plan, call=replace(plan.call, given=(Given(name, call.source),)))
+        return self._tools.run(given, None, lambda _cancel: None)
+
+    def took(self, job: int, argv: Sequence[bytes]) -> bool:
+        """Whether a call of a job was served here, which it says once for each time."""
+        key = (job, _source_of(argv))
+        with self._lock:
+            self._served[key] -= 1
+            if self._served[key] >= 0:
+                return True
+            del self._served[key]
+            return False
+
+
+def _source_of(argv: Sequence[bytes]) -> bytes:
+    return next((word for at, word in enumerate(argv) if at and _is_source(argv, at, word)), b"")
+
+
+def _is_source(argv: Sequence[bytes], at: int, word: bytes) -> bool:
+    if word.startswith(b"-") or argv[at - 1] in _TAKE_NEXT:
+        return False
+    return word.rpartition(b".")[2] in _PREPROCESSED
+
+
+_TAKE_NEXT = frozenset(
+    (b"-o", b"-x", b"-MF", b"-MT", b"-MQ", b"-include", b"--param", b"-aux-info")
+)

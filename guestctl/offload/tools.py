@@ -1,0 +1,199 @@
+"""Whether the host may run a tool for a guest, and running it: the first step of the ladder."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from guestctl.errors import ViewError
+from guestctl.offload.compilers import Compilers
+from guestctl.offload.messages import Request
+from guestctl.offload.place import Place, Unseen, locate
+from guestctl.offload.slots import Slots
+from guestctl.offload.words import hidden_path, is_compilation
+from guestctl.toolchain import Refusal, Toolchain, check_object
+from guestctl.toolchain.translate import ENVIRONMENT, translate
+from guestctl.view import Bind, Call, Outcome, Tree, View, Written
+
+__all__ = ["STUBS", "Answer", "Plan", "StepDown", "Tools"]
+
+STUBS = b"/tools/offload/bin"  # in the guest, and in every root of a command
+# What a tool says when it was not its input that was wrong: the guest must see for itself.
+_NOT_ITS_FAULT = (
+    b"internal compiler error",
+    b"Permission denied",
+    b"No space left on device",
+    b"Cannot allocate memory",
+    b"out of memory",
+    b"cannot execute",
+    b"ERROR: ld.so",
+)
+
+
+@dataclass(frozen=True)
+class StepDown:
+    """The call is for the next step of the ladder: distcc, or the guest itself."""
+
+    reason: str
+    distcc: bool = False
+    host: float = 0.0
+    waited: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the host's tool has done. Times in seconds."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+    written: tuple[Written, ...]
+    host: float
+    waited: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A call that the host may make."""
+
+    toolchain: Toolchain
+    call: Call
+    makes_objects: bool
+
+
+class Tools:
+    """The tools of the host for one guest, each toolchain with a view of its own.
+
+    `distcc_only`: nothing but compilations leaves the guest, by distcc.
+    """
+
+    def __init__(
+        self,
+        trees: Mapping[str, Tree],
+        toolchains: Sequence[Toolchain],
+        slots: Slots,
+        *,
+        cache_dir: Path,
+        distcc_only: bool = False,
+    ) -> None:
+        self._trees = trees
+        self._slots = slots
+        self._cache_dir = cache_dir
+        self._distcc_only = distcc_only
+        self._compilers = Compilers(trees, toolchains)
+        self._views: dict[str, View] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Ends every view, and what runs in them."""
+        with self._lock:
+            for view in self._views.values():
+                view.close()
+            self._views.clear()
+
+    def plan(
+        self, request: Request, caller: Mapping[int, bytes], *, remote: bool = False
+    ) -> Plan | StepDown:
+        """What to run for a call, or why not. `remote` is a call that distcc has sent: it needs no
+        file of the guest."""
+        place = locate(caller)
+        if isinstance(place, Unseen):
+            return StepDown(place.reason)
+        path = [folder for folder in request.path if folder != STUBS]
+        if not all(folder.startswith(b"/") for folder in path):
+            return StepDown("a folder in PATH that is not absolute")
+        pairing = self._compilers.find(place, request.program, path)
+        if isinstance(pairing, str):
+            return StepDown(pairing)
+        if not remote:
+            step = self._first_step(request, place)
+            if step is not None:
+                return step
+        environ = {
+            name: request.environment[name] for name in ENVIRONMENT if name in request.environment
+        }
+        command = translate(pairing, request.program, request.argv, environ)
+        if isinstance(command, Refusal):
+            return StepDown(command.reason)
+        call = Call(
+            program=command.program,
+            argv=command.argv,
+            environment=command.environ,
+            cwd=request.cwd,
+            mounts=place.mounts,
+            umask=request.umask,
+            binds=tuple(Bind(source, at) for source, at in pairing.binds),
+        )
+        return Plan(pairing.toolchain, call, command.makes_objects)
+
+    def _first_step(self, request: Request, place: Place) -> StepDown | None:
+        """Where a call whose compiler is known must go, other than to the host; None: nowhere.
+
+        Its files may be sent by distcc, wherever they lie.
+        """
+        distcc = is_compilation(request.name, request.argv)
+        if self._distcc_only:
+            return StepDown("--offload distcc" if distcc else "distcc compiles only", distcc)
+        unseen = hidden_path(request.cwd, request.argv, place.hidden)
+        if unseen is None:
+            return None
+        return StepDown(f"out of the host's sight: {_text(unseen)}", distcc)
+
+    def run(
+        self, plan: Plan, stdin: bytes | None, register: Callable[[Callable[[], None]], None]
+    ) -> Answer | StepDown:
+        """Runs a planned call; `register` gets what kills it. Raises GuestctlError."""
+        call = replace(plan.call, stdin=stdin)
+        view = self._view(plan.toolchain)
+        with self._slots.taken() as waited:
+            register(lambda: view.cancel(call))
+            try:
+                outcome = view.call(call)
+            except ViewError:
+                self._forget(view)
+                raise
+        fault = _fault(outcome, plan)
+        if fault:
+            return StepDown(fault, host=outcome.wall, waited=waited)
+        assert outcome.status is not None
+        return Answer(
+            outcome.status, outcome.stdout, outcome.stderr, outcome.written, outcome.wall, waited
+        )
+
+    def _forget(self, lost: View) -> None:
+        """The next call gets a view of its own."""
+        with self._lock:
+            self._views = {id_: view for id_, view in self._views.items() if view is not lost}
+        lost.close()
+
+    def _view(self, toolchain: Toolchain) -> View:
+        with self._lock:
+            view = self._views.get(toolchain.id)
+            if view is None:
+                view = View(self._trees, toolchain.path, cache_dir=self._cache_dir)
+                self._views[toolchain.id] = view
+            return view
+
+
+def _text(path: bytes) -> str:
+    return path.decode(errors="backslashreplace")
+
+
+def _fault(outcome: Outcome, plan: Plan) -> str:
+    """Why an outcome is not to be used; empty for the tool's own word."""
+    if outcome.trouble:
+        return f"the host's tool: {outcome.trouble}"
+    if outcome.status is None:
+        return f"the host's tool was ended by signal {outcome.signal}"
+    for file in outcome.written:
+        if file.kind not in ("file", "gone"):
+            return f"the tool made a {file.kind}"
+        if plan.makes_objects and file.data.startswith(b"\x7fELF"):
+            wrong = check_object(file.data, plan.toolchain.arch)
+            if wrong:
+                return f"the host's object is wrong: {wrong}"
+    if outcome.status and any(words in outcome.stderr for words in _NOT_ITS_FAULT):
+        return "a failure that only the guest can judge"
+    return ""

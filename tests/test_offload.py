@@ -1,0 +1,286 @@
+"""Offload's pure parts: where a caller stands, what a call's words say, messages, the ledger."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from pathlib import Path
+
+import pytest
+
+from guestctl.errors import OffloadError, ProtocolError
+from guestctl.offload.ledger import Entry, Ledger, read_ledger, summarize
+from guestctl.offload.messages import Decoder, Request, message, number, pieces
+from guestctl.offload.place import Place, Unseen, locate
+from guestctl.offload.slots import Slots
+from guestctl.offload.words import hidden_path, is_compilation, reads_stdin, step_of
+from guestctl.view import Mount
+from guestctl.wire import Tag
+
+# As a guest has it, with a command that has a root of its own.
+MOUNTS = b"""\
+35 29 0:14 / / rw,noatime master:7 - overlay overlay rw,lowerdir=/extra:/image,volatile
+36 35 0:5 / /dev rw,nosuid,relatime master:8 - devtmpfs dev rw,size=126332k,mode=755
+37 36 0:18 / /dev/pts rw,nosuid,noexec,relatime master:9 - devpts devpts rw,gid=5,mode=620
+39 35 0:13 / /sys rw,nosuid,nodev,noexec,relatime - sysfs sysfs rw
+40 35 0:20 / /run rw,nosuid,nodev,relatime - tmpfs run rw,mode=755
+41 35 254:16 /tmp /tmp rw,noatime master:6 - ext4 /dev/vdb rw
+42 35 0:21 / /work rw,relatime master:13 - 9p work rw,dirsync,mmap,access=client,trans=virtio
+44 35 0:23 / /proc rw,nosuid,nodev,noexec,relatime - proc proc rw
+45 42 0:13 / /work/s\\040y/sys ro,nosuid,nodev,noexec,relatime - sysfs sysfs rw
+46 42 0:5 / /work/s\\040y/dev rw,nosuid,relatime - devtmpfs dev rw,mode=755
+49 42 0:14 /tools /work/s\\040y/tools ro,noatime master:7 - overlay overlay rw,volatile
+50 42 0:24 / /work/s\\040y/proc rw,nosuid,nodev,noexec,relatime - proc proc rw
+"""
+IMAGE, SHARE = (0, 14), (0, 21)
+
+
+def place(
+    root: bytes = b"/",
+    device: tuple[int, int] = IMAGE,
+    mounts: bytes = MOUNTS,
+    changed: bytes = b"proc\0",
+) -> Place | Unseen:
+    return locate(
+        {
+            Tag.JOB: b"\1\0\0\0",
+            Tag.CALLER_ROOT: root,
+            Tag.ROOT_DEVICE: struct.pack("<II", *device),
+            Tag.MOUNTS: mounts,
+            Tag.CHANGED: changed,
+        }
+    )
+
+
+def test_a_process_in_the_image_sees_image_and_share() -> None:
+    # Of a command without a root of its own.
+    plain = b"".join(line for line in MOUNTS.splitlines(True) if b"/work/s" not in line)
+    found = place(mounts=plain)
+    assert isinstance(found, Place)
+    assert sorted(found.mounts, key=lambda mount: mount.at) == [
+        Mount("root", b"", b"/"),
+        Mount(None, b"", b"/run"),
+        Mount(None, b"", b"/tmp"),
+        Mount("work", b"", b"/work"),
+    ]
+    assert found.hidden == (b"/dev", b"/proc", b"/run", b"/sys", b"/tmp")
+
+
+def test_a_process_in_a_root_of_its_own_sees_that_and_tools() -> None:
+    assert place(b"/work/s y", SHARE) == Place(
+        (Mount("work", b"s y", b"/"), Mount("root", b"tools", b"/tools", True)),
+        (b"/dev", b"/proc", b"/sys"),
+    )
+
+
+def test_a_bind_mount_shows_its_source() -> None:
+    extra = b"60 35 0:21 /pkg/src /mnt rw,relatime - 9p work rw,trans=virtio\n"
+    found = place(mounts=MOUNTS + extra)
+    assert isinstance(found, Place)
+    assert Mount("work", b"pkg/src", b"/mnt") in found.mounts
+
+
+def test_a_mount_hides_what_is_under_it() -> None:
+    over = b"62 42 0:31 / /work rw - tmpfs none rw\n"
+    found = place(mounts=MOUNTS + over)
+    assert isinstance(found, Place)
+    assert b"/work" in found.hidden
+    assert not any(mount.tree == "work" for mount in found.mounts)
+    # A mount on a folder above does the same to those that were there before.
+    over = b"63 35 0:32 / /a rw - tmpfs n rw\n64 35 0:21 /x /a/b rw - 9p work rw\n"
+    found = place(mounts=MOUNTS + over)
+    assert isinstance(found, Place)
+    assert b"/a" in found.hidden
+    assert not any(mount.at == b"/a/b" for mount in found.mounts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"changed": b"proc\0usr\0"}, "has changed its image: /usr"),
+        ({"changed": b"etc\0etc/ld.so.cache\0"}, "/etc/ld.so.cache"),
+        ({"root": b"/work/s y", "device": SHARE, "changed": b"tools\0"}, "/tools"),
+        ({"root": b"/gone (deleted)"}, "gone"),
+        ({"device": (0, 99)}, "out of sight"),
+        ({"root": b"/run/r", "device": (0, 20)}, "on tmpfs"),
+        ({"mounts": b"rubbish\n"}, "makes no sense"),
+    ],
+)
+def test_what_the_host_cannot_see_has_a_reason(arguments: dict[str, bytes], reason: str) -> None:
+    found = place(**arguments)  # type: ignore[arg-type]
+    assert isinstance(found, Unseen)
+    assert reason in found.reason
+
+
+def test_a_stranger_has_no_place() -> None:
+    assert locate({}) == Unseen("a process with mounts of its own")
+    assert isinstance(locate({Tag.JOB: b"\1\0\0\0"}), Unseen)
+
+
+def test_changes_that_no_compiler_reads_unasked_are_hidden() -> None:
+    found = place(changed=b"root\0etc\0etc/passwd\0")
+    assert isinstance(found, Place)
+    assert {b"/root", b"/etc/passwd"} <= set(found.hidden)
+    # In a root of its own it does not even have them.
+    found = place(b"/work/s y", SHARE, changed=b"root\0usr\0")
+    assert isinstance(found, Place)
+    assert found.hidden == (b"/dev", b"/proc", b"/sys")
+
+
+@pytest.mark.parametrize(
+    ("words", "hidden"),
+    [
+        (b"gcc -c a.c -o a.o", None),
+        (b"gcc -c /tmp/a.c", b"/tmp/a.c"),
+        (b"gcc -o/tmp/a a.c", b"/tmp/a"),
+        (b"gcc -I/tmp/include -c a.c", b"/tmp/include"),
+        (b"gcc -Wp,-MD,/tmp/d -c a.c", b"/tmp/d"),
+        (b"gcc --sysroot=/tmp a.c", b"/tmp"),
+        (b"gcc @/tmp/args", b"/tmp/args"),
+        (b"gcc -c ../../tmp/a.c", b"/tmp/a.c"),
+        (b"gcc -I../../tmp -c a.c", b"/tmp"),
+        (b"gcc -c /usr/../tmp/a.c", b"/usr/../tmp/a.c"),
+        (b"gcc -c /tmpx/a.c -I/work/tmp", None),
+        (b"gcc -E /dev/null -o /dev/null", None),
+        (b"gcc -E - -o /dev/stdout", b"/dev/stdout"),
+        (b"ld -T /proc/self/fd/3", b"/proc/self/fd/3"),
+    ],
+)
+def test_hidden_paths_are_found_in_words(words: bytes, hidden: bytes | None) -> None:
+    found = hidden_path(b"/work/src", words.split(), (b"/dev", b"/proc", b"/tmp"))
+    assert (found is None) == (hidden is None)
+    if hidden is not None and b".." not in words:
+        assert found == hidden
+
+
+def test_a_hidden_working_directory() -> None:
+    assert hidden_path(b"/tmp/x", [b"gcc"], (b"/tmp",)) == b"/tmp/x"
+
+
+@pytest.mark.parametrize(
+    ("words", "step", "distcc", "stdin"),
+    [
+        (b"gcc -O2 -c a.c", "compile", True, False),
+        (b"arm-linux-gnueabi-g++-12 -c a.cc", "compile", True, False),
+        (b"gcc -E -", "preprocess", False, True),
+        (b"gcc -c -xc - -o x.o", "compile", False, True),
+        (b"gcc a.o -o a", "link", False, False),
+        (b"gcc -o conftest conftest.c", "configure", False, False),
+        (b"cc -dumpmachine", "ask", False, False),
+        (b"cc --version", "ask", False, False),
+        (b"ld -r a.o", "link", False, False),
+        (b"arm-linux-gnueabi-ar rc x.a x.o", "archive", False, False),
+        (b"strip -c x", "other", False, False),
+    ],
+)
+def test_what_words_say(words: bytes, step: str, distcc: bool, stdin: bool) -> None:
+    argv = words.split()
+    assert step_of(argv[0], argv) == step
+    assert is_compilation(argv[0], argv) == distcc
+    assert reads_stdin(argv) == stdin
+
+
+def request(*changes: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    whole = {b"N": b"gcc", b"P": b"/usr/bin/gcc", b"C": b"/work", b"U": b"\x12\0\0\0"}
+    whole.update(changes)
+    words = [(b"A", b"gcc"), (b"A", b"\xff x"), (b"E", b"A=1=2"), (b"E", b"A=3"), (b"G", b"")]
+    return [*whole.items(), *words]
+
+
+def test_a_request_is_what_the_stub_has_said() -> None:
+    made = Request.collect(iter(request()))
+    assert made.argv == (b"gcc", b"\xff x")
+    assert (made.umask, made.environment) == (0o022, {b"A": b"1=2"})
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        request((b"U", b"1")),
+        request((b"P", b"a\0b")),
+        request()[1:],
+        request()[:-1],
+        [(b"G", b"")],
+        [(b"?", b""), *request()],
+        [(b"A", bytes(10)), *request()],
+        [*[(b"E", b"x" * 60000)] * 20, *request()],
+    ],
+)
+def test_what_is_no_request_is_refused(broken: list[tuple[bytes, bytes]]) -> None:
+    with pytest.raises(ProtocolError):
+        Request.collect(iter(broken))
+
+
+def test_messages_come_as_they_went_however_they_are_cut() -> None:
+    sent = [message(b"A", b""), *pieces(b"d", bytes(100_000)), number(b"x", 3)]
+    stream = b"".join(sent)
+    for size in (1, 7, 65536, len(stream)):
+        decoder = Decoder()
+        cut = [stream[at : at + size] for at in range(0, len(stream), size)]
+        found = [one for part in cut for one in decoder.feed(part)]
+        assert [kind for kind, _ in found] == [b"A", b"d", b"d", b"x"]
+        assert found[-1][1] == b"\3\0\0\0"
+    with pytest.raises(ProtocolError):
+        list(Decoder().feed(b"d\xff\xff\xff\xff"))
+
+
+def entry(where: str, step: str = "compile", **facts: object) -> Entry:
+    return Entry(where, "g0", 1, "gcc", step, ["gcc"], "/work", 0, **facts)  # type: ignore[arg-type]
+
+
+def test_a_ledger_is_read_back_and_summed_up(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "new" / "l.jsonl")
+    ledger.add(entry("offload", seconds=2.0, host=1.0, waited=0.25, written=10))
+    ledger.add(entry("guest", "link", reason="because", seconds=5.0))
+    ledger.add(entry("distcc", seconds=1.0))
+    ledger.add(entry("guest", "link", reason="because"))
+    ledger.count(1, "offload")
+    ledger.count(1, "guest")
+    ledger.count(2, "guest")
+    assert ledger.tally(1) == {"offload": 1, "guest": 1}
+    ledger.close()
+    with open(ledger.path, "ab") as file:
+        file.write(b'{"where": "cut o')
+    summary = summarize(read_ledger(ledger.path))
+    assert (summary.calls, summary.percent_accelerated) == (4, 50.0)
+    assert summary.reasons == [("because", 2)]
+    assert summary.steps["compile"] == {
+        "calls": 2, "local": 0, "seconds": 3.0, "host": 1.0, "waited": 0.25, "transfer": 1.75,
+    }  # fmt: skip
+    assert summary.steps["link"]["local"] == 2
+    assert summary.written == 10
+    assert summarize([]).percent_accelerated == 0
+
+
+def test_a_broken_ledger_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "l"
+    with pytest.raises(OffloadError, match="No such file"):
+        read_ledger(path)
+    path.write_text('{"where": 1}\n')
+    with pytest.raises(OffloadError, match="line 1"):
+        read_ledger(path)
+
+
+def test_slots_bound_what_runs_at_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal running, most
+        # Each with an object of its own, as processes would have.
+        for _ in range(20):
+            with Slots(tmp_path, 3).taken():
+                with lock:
+                    running += 1
+                    most = max(most, running)
+                with lock:
+                    running -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert 1 <= most <= 3
+    assert running == 0
