@@ -448,6 +448,7 @@ def test_a_partial_tree_is_staged_anew(tree):
     refused(tree, Member("a", data=b"a"), Member("../x"))
     put(tree, Member("b", data=b"b"))
     assert not is_partial(tree)
+    assert not check(tree)
     assert {os.fsdecode(entry.path) for entry in list_tree(tree)} == {"", "b"}
 
 

@@ -156,7 +156,13 @@ def decompressed(source: int | BinaryIO, name: str, ratio: float, floor: int) ->
         large as what was read of it (once it is more than `floor` bytes).
     """
     fd = source if isinstance(source, int) else -1
-    read: Read = source.read if not isinstance(source, int) else lambda n: os.read(fd, n)
+
+    def read(n: int) -> bytes:
+        try:
+            return os.read(fd, n) if isinstance(source, int) else source.read(n)
+        except OSError as error:
+            raise ArchiveError(f"{name}: cannot be read: {error.strerror or error}") from error
+
     regular = fd >= 0 and stat.S_ISREG(os.fstat(fd).st_mode)
     plain = Stream(read, name, fd=fd if regular else -1)
     head = plain.peek(16)

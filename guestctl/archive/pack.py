@@ -6,6 +6,7 @@ The compression is chosen by the name. It never depends on how many processors t
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import zlib
 from collections import deque
@@ -19,9 +20,13 @@ from guestctl.pump import Pump
 
 __all__ = ["Sink", "open_sink"]
 
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Out = Path | BinaryIO
+
 _BLOCK = 4 << 20  # a member of a gzip file; compressed side by side
 _BIG = 1 << 16
 _HELD_MAX = 8 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Filter(Protocol):
@@ -98,7 +103,10 @@ class Sink:
             self._pump.put(lambda wanted: self._copy(own, offset, size, shown, wanted))
             return
         while size:
-            data = os.pread(fd, min(size, CHUNK), offset)
+            try:
+                data = os.pread(fd, min(size, CHUNK), offset)
+            except OSError as error:
+                raise TreeError(f"{shown}: {error.strerror}") from error
             if not data:
                 raise _shrank(shown)
             self._buffer += data
@@ -111,6 +119,10 @@ class Sink:
         try:
             if wanted and copy_range(fd, offset, self._fd, size) != size:
                 raise _shrank(shown)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise  # it is the archive that cannot grow, not the file
+            raise TreeError(f"{shown}: cannot be copied: {error.strerror}") from error
         finally:
             os.close(fd)
         self._start_writing(size)
@@ -165,28 +177,41 @@ def _filter(name: str, raw: Callable[[bytes], None], threads: int) -> _Filter | 
 
 
 @contextlib.contextmanager
-def open_sink(
-    out: str | bytes | os.PathLike[str] | os.PathLike[bytes] | BinaryIO, threads: int
-) -> Iterator[Sink]:
-    """Yields where to write. A file appears under its name when all went well, and only then."""
-    if not isinstance(out, (str, bytes, os.PathLike)):
-        writer = out
+def open_sink(out: Out, threads: int) -> Iterator[Sink]:
+    """Yields where to write. A file appears under its name when all went well, and only then.
 
-        def push(data: bytes) -> None:
-            view = memoryview(data)
-            while view:  # a raw stream may take less
-                view = view[writer.write(view) or len(view) :]
-
-        sink = Sink(push)
-        try:
+    :raise TreeError: it cannot be written.
+    """
+    named = isinstance(out, (str, bytes, os.PathLike))
+    shown = os.fsdecode(out) if named else "the archive"  # type: ignore[arg-type]
+    try:
+        with _to_path(out, threads) if named else _to_stream(out) as sink:  # type: ignore[arg-type]
             yield sink
-            sink.finish()
-        finally:
-            sink.close()
-        writer.flush()
-        return
-    path = os.fsencode(out)
-    folder, name = os.path.split(path)
+    except BrokenPipeError:
+        raise  # whoever reads has had enough
+    except OSError as error:
+        raise TreeError(f"{shown}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _to_stream(writer: BinaryIO) -> Iterator[Sink]:
+    def push(data: bytes) -> None:
+        view = memoryview(data)
+        while view:  # a raw stream may take less
+            view = view[writer.write(view) or len(view) :]
+
+    sink = Sink(push)
+    try:
+        yield sink
+        sink.finish()
+    finally:
+        sink.close()
+    writer.flush()
+
+
+@contextlib.contextmanager
+def _to_path(out: Path, threads: int) -> Iterator[Sink]:
+    folder, name = os.path.split(os.fsencode(out))
     dir_fd = os.open(folder or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with _to_file(dir_fd, name, threads) as sink:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from guestctl.entry import Entry, Limits
 from guestctl.errors import TreeError
 from guestctl.translate.collecting import CollectReport, collect
-from guestctl.translate.report import Path, clean_subdir
+from guestctl.translate.report import Path, clean_subdir, told
 from guestctl.translate.staging import StageReport, stage
 from guestctl.tree.check import examine
 from guestctl.tree.problems import Problem
@@ -46,7 +46,7 @@ def list_tree(
     tree: Path, *, path: Path | None = None, security_model: str | None = None
 ) -> Iterator[Entry]:
     """Yields the entries of a tree as the guest sees them, sorted, parents first."""
-    with open_tree(tree) as root:
+    with told(tree), open_tree(tree) as root:
         state = read_state(root)
         model = security_model or detect_model(root) or MAPPED_FILE
         reader = TreeReader(root, model, warn=lambda _line: None, aside=state.aside, content=False)
@@ -69,7 +69,7 @@ def read_entries(tree: Path) -> Iterator[tuple[Entry, int]]:
 
 def check(tree: Path, *, security_model: str | None = None) -> tuple[Problem, ...]:
     """Returns what in a tree breaks guests or builds, each with its path and consequence."""
-    with open_tree(tree) as root, hold_tree(root):
+    with told(tree), open_tree(tree) as root, hold_tree(root):
         return _examined(root, security_model, mend=False)
 
 
@@ -78,7 +78,7 @@ def repair(tree: Path, *, security_model: str | None = None) -> tuple[Problem, .
 
     :raise TreeError: the tree is in use, of both security models, or has links into the cache.
     """
-    with open_tree(tree) as root, hold_tree(root, exclusive=True):
+    with told(tree), open_tree(tree) as root, hold_tree(root, exclusive=True):
         if read_state(root).links:
             raise TreeError(
                 f"{os.fsdecode(tree)}: mending it would change the cache that it links to",

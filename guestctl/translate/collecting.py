@@ -13,7 +13,7 @@ from guestctl.archive.paxout import END, encode_entry, sparse_map_text
 from guestctl.archive.tarfmt import pad
 from guestctl.entry import Entry
 from guestctl.errors import TreeError
-from guestctl.translate.report import Path, Progress, Warnings, clean_subdir
+from guestctl.translate.report import Path, Progress, Warnings, clean_subdir, told
 from guestctl.tree.reader import TreeReader
 from guestctl.tree.state import check_model, detect_model, hold_tree, open_tree, read_state
 from guestctl.vmeta import MAPPED_FILE
@@ -51,7 +51,7 @@ def collect(
     if security_model is not None:
         check_model(security_model)
     warnings = Warnings()
-    with open_tree(tree) as root, hold_tree(root):
+    with told(tree), open_tree(tree) as root, hold_tree(root):
         state = read_state(root)
         if state.partial:
             raise TreeError(

@@ -11,10 +11,11 @@ from guestctl.tree.state import (
     check_model,
     clear_state,
     detect_model,
+    open_dir,
     remove_contents,
     write_state,
 )
-from guestctl.vmeta import MAPPED_FILE, META_DIR, ROOT_FILE
+from guestctl.vmeta import MAPPED_FILE, META_DIR, ROOT_FILE, STATE_NAME
 
 __all__ = ["first_mark", "make_tree", "model_for", "write_mark"]
 
@@ -106,5 +107,18 @@ def _empty(root: int, base: bytes) -> None:
         try:
             # The mark lies in the root's metadata folder and has to stay until it is written anew.
             remove_contents(fd, keep=META_DIR if not base else None)
+            if not base:
+                _empty_metadata(fd)
         finally:
             os.close(fd)
+
+
+def _empty_metadata(root: int) -> None:
+    try:
+        meta = open_dir(META_DIR, root)
+    except FileNotFoundError:
+        return  # mapped-xattr
+    try:
+        remove_contents(meta, keep=STATE_NAME)
+    finally:
+        os.close(meta)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from guestctl.entry import clean_path
-from guestctl.errors import UsageError
+from guestctl.errors import TreeError, UsageError
 
-__all__ = ["Path", "Progress", "Warnings", "clean_subdir"]
+__all__ = ["Path", "Progress", "Warnings", "clean_subdir", "told"]
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Progress = Callable[[int, int], None]  # entries and bytes so far
@@ -42,3 +43,14 @@ def clean_subdir(into: Path | None) -> bytes:
         return clean_path(raw) if raw else b""
     except ValueError as error:
         raise UsageError(f"{os.fsdecode(raw)}: {error}") from None
+
+
+@contextlib.contextmanager
+def told(tree: Path) -> Iterator[None]:
+    """What the system refuses within becomes a TreeError that names the tree."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # of the archive's reader, who has had enough
+    except OSError as error:
+        raise TreeError(f"{os.fsdecode(tree)}: {error.strerror or error}") from error

@@ -16,7 +16,7 @@ from guestctl.entry import Entry, Limits
 from guestctl.errors import ArchiveError, TreeError
 from guestctl.translate.linking import linkable, unexported
 from guestctl.translate.marking import first_mark, make_tree, model_for, write_mark
-from guestctl.translate.report import Path, Progress, Warnings, clean_subdir
+from guestctl.translate.report import Path, Progress, Warnings, clean_subdir, told
 from guestctl.translate.unpacked import Artifact, Translation
 from guestctl.tree.filler import Filler
 from guestctl.tree.linked import LinkedWriter, Unlinkable
@@ -102,6 +102,7 @@ def stage(
     warnings = Warnings()
     with (
         _open_source(source) as (handle, name),
+        told(tree),
         open_tree(where) as root,
         hold_tree(root, exclusive=True) as lock,
         contextlib.ExitStack() as stack,

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from guestctl.archive.stream import write_all
 from guestctl.errors import TreeError, UsageError
 from guestctl.vmeta import (
     MAPPED_FILE,
@@ -231,10 +232,15 @@ def write_state(fd: int, model: str, state: State) -> None:
             os.unlink(ROOT_FILE, dir_fd=meta)
         new = os.open(ROOT_FILE, NEW_FILE, 0o600, dir_fd=meta)
         try:
-            os.write(new, data)
+            write_all(new, data)
+            os.rename(ROOT_FILE, STATE_NAME, src_dir_fd=meta, dst_dir_fd=meta)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(ROOT_FILE, dir_fd=meta)
+                os.rmdir(META_DIR, dir_fd=fd)
+            raise
         finally:
             os.close(new)
-        os.rename(ROOT_FILE, STATE_NAME, src_dir_fd=meta, dst_dir_fd=meta)
     finally:
         os.close(meta)
 
@@ -242,8 +248,11 @@ def write_state(fd: int, model: str, state: State) -> None:
 def clear_state(fd: int, model: str) -> None:
     """Removes the mark, and the metadata folder if nothing else is in it."""
     if model == MAPPED_XATTR:
-        with contextlib.suppress(OSError):
+        try:
             os.removexattr(fd, STATE_XATTR)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
         return
     with contextlib.suppress(FileNotFoundError):
         meta = open_dir(META_DIR, fd)
