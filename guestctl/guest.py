@@ -50,6 +50,8 @@ _MEMORY_PER_JOB = 80
 _TERM = "xterm-256color"
 _WINDOW = (24, 80)
 _METER_INTERVAL = 1.0
+_REAP_TIMEOUT = 30.0
+_SILENT_TIMEOUT = 5.0
 _METER_TIMEOUT = 30.0
 
 Text = str | bytes
@@ -451,12 +453,18 @@ def _explain(folder: GuestDir, error: GuestLost) -> GuestLost:
     cause = str(error)
     if isinstance(error, AgentBroke):
         folder.condemn(cause)
-    # The supervisor reaps QEMU a moment after we have seen its socket close.
-    deadline = time.monotonic() + 2.0
-    while time.monotonic() < deadline:
+    # The supervisor reaps QEMU a moment after we have seen its socket close. On a busy host that
+    # moment is long; a QEMU that stays is one that has only fallen silent.
+    qemu, supervisor = folder.qemu(), folder.supervisor()
+    begin = time.monotonic()
+    while time.monotonic() - begin < _REAP_TIMEOUT:
         state = folder.state()
         if state.get("state") in ("lost", "stopped", None):
             cause = state.get("cause") or cause
+            break
+        if supervisor is None or not supervisor.alive():
+            break
+        if qemu is not None and qemu.alive() and time.monotonic() - begin > _SILENT_TIMEOUT:
             break
         time.sleep(0.02)
     return type(error)(

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from guestctl.errors import GuestLost, PoolError, ShareError
+from guestctl.patience import MOST
 from guestctl.processes import ProcessId
 from guestctl.rundir import GuestDir, bound_socket, flocked, remove_lock
 from guestctl.share import share_lock
@@ -23,6 +24,7 @@ from guestctl.tree.state import tree_state
 __all__ = ["any_alive", "await_ready", "end_guests", "forget_share", "start_guest"]
 
 _STOP_TIMEOUT = 12.0
+_REPORT_GRACE = 10.0
 
 
 def start_guest(
@@ -89,15 +91,19 @@ def forget_share(share: Path, runtime: Path) -> None:
 def await_ready(
     waiting: dict[int, GuestDir], timeout: float, progress: Callable[[str], None]
 ) -> None:
-    """Until every supervisor has reported; raises GuestLost at the first that failed."""
-    deadline = time.monotonic() + timeout
+    """Until every supervisor has reported; raises GuestLost at the first that failed.
+
+    A supervisor minds `timeout` itself, by the time in which its guest could run; ours is for one
+    that does not.
+    """
+    deadline = time.monotonic() + timeout * MOST + _REPORT_GRACE
     try:
         while waiting:
             left = max(0.0, deadline - time.monotonic())
             ready, _, _ = select.select(list(waiting), [], [], left)
             if not ready:
                 names = ", ".join(folder.name for folder in waiting.values())
-                raise GuestLost(f"not ready within {timeout:g} s: {names}")
+                raise GuestLost(f"no word from the supervisors of {names}")
             for report in ready:
                 folder = waiting[report]
                 _check_report(folder, os.read(report, 65536))

@@ -107,7 +107,7 @@ class Pool:
             waiting = {}
             for spec in plan.guests:
                 waiting.update(self._start(spec))
-            await_ready(waiting, options.boot_timeout + 10, self._progress)
+            await_ready(waiting, options.boot_timeout, self._progress)
         except BaseException:
             self.down()
             raise
@@ -258,7 +258,7 @@ class Pool:
             # The pool's own tree is part of what a fresh guest must not inherit.
             shutil.rmtree(spec.work, ignore_errors=True)
             Path(spec.work).mkdir(mode=0o700)
-        await_ready(self._start(spec), spec.boot_timeout + 10, self._progress)
+        await_ready(self._start(spec), spec.boot_timeout, self._progress)
 
     def status(self) -> list[dict[str, Any]]:
         """The facts of each guest, as `pool status --json` prints them."""

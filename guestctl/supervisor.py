@@ -16,33 +16,41 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from guestctl.agent import Agent
+from guestctl.console import ConsoleKeeper
 from guestctl.errors import GuestctlError
-from guestctl.processes import ProcessId
+from guestctl.journal import record
+from guestctl.patience import Patience
+from guestctl.processes import ProcessId, processor_time
 from guestctl.qemu.confine import Confinement
 from guestctl.qemu.machine import Machine
 from guestctl.qemu.spawn import Running, scratch_disk, spawn
-from guestctl.rundir import GuestDir, connected_socket, flocked
+from guestctl.rundir import GuestDir, bound_socket, connected_socket, flocked
 from guestctl.spec import GuestSpec
+from guestctl.targets import target
 from guestctl.wire import Op, Tag
 
 __all__ = ["Supervisor", "main"]
 
-_CONSOLE_LIMIT = 1 << 20
 _SEED_BYTES = 256
+_GREETING_TIMEOUT = 2.0
 _POWEROFF_TIMEOUT = 5.0
 _EXIT_TIMEOUT = 3.0
+# What a guest may be slower than usual before its time-outs follow, and how far they do.
+_PACE_NOISE = 1.5
+_PACE_MOST = 20.0
 # What the console says, and what that means.
 _CAUSES = (
     (b"Kernel panic", "its kernel panicked"),
     (b"guestctl: agent died", "its agent died"),
     (b"guestctl: clean stop", "it was powered off"),
 )
+# States that have another name as events.
+_EVENTS = {"booting": "boot"}
 
 
 class Supervisor:
@@ -54,8 +62,10 @@ class Supervisor:
         self._stop_read, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
         self._interruptible = False
+        self._told = ""
+        self._pace = 1.0
         self._running: Running | None = None
-        self._console: threading.Thread | None = None
+        self._console: ConsoleKeeper | None = None
 
     def run(self, agent: socket.socket, monitor: socket.socket, notify: int) -> None:
         """The guest's whole life."""
@@ -106,19 +116,24 @@ class Supervisor:
             )
         # Our copies are closed now, so that QEMU's end is seen as the sockets' end.
         os.close(scratch)
-        self._console = threading.Thread(
-            target=_keep_console, args=(self._running.console, self._folder.console), daemon=True
+        self._folder.keyboard.unlink(missing_ok=True)
+        self._console = ConsoleKeeper(
+            self._running.console, self._folder.console, bound_socket(self._folder.keyboard)
         )
         self._console.start()
         self._record("booting")
 
     def _boot(self) -> None:
         """Waits for the agent and makes the guest usable; raises GuestLost."""
-        deadline = time.monotonic() + self._spec.boot_timeout
+        patience = Patience(self._spec.boot_timeout, starved=self._starved)
         agent = Agent.connect(
-            connected_socket(self._folder.agent), timeout=self._spec.boot_timeout, orphan=0
+            connected_socket(self._folder.agent),
+            timeout=self._spec.boot_timeout,
+            orphan=0,
+            starved=self._starved,
         )
         try:
+            before = self._processor_time()[0]
             agent.request(
                 Op.PREPARE,
                 (
@@ -127,10 +142,29 @@ class Supervisor:
                     (Tag.HOSTNAME, self._spec.hostname.encode()),
                     (Tag.SWAP, self._spec.swap.to_bytes(4, "little")),
                 ),
-                timeout=max(1.0, deadline - time.monotonic()),
+                timeout=max(1.0, patience.left() or 0.0),
             )
+            self._measure(self._processor_time()[0] - before)
         finally:
             agent.close()
+
+    def _measure(self, seconds: float) -> None:
+        """Settles how many times slower than usual the guest is, by what PREPARE has cost it.
+
+        In processor time, so that a busy host does not count twice: that is `starved`'s part.
+        """
+        usual = target(self._spec.arch).prepare_seconds
+        slower = seconds / usual if usual else 1.0
+        self._pace = 1.0 if slower < _PACE_NOISE else round(min(slower, _PACE_MOST), 2)
+        self._state["pace"] = self._pace
+        self._state["prepare_seconds"] = round(seconds, 4)
+
+    def _processor_time(self) -> tuple[float, float]:
+        return processor_time(self._running.pid) if self._running else (0.0, 0.0)
+
+    def _starved(self) -> float:
+        """For how long the guest has waited for a processor."""
+        return self._processor_time()[1]
 
     # --- life and end -----------------------------------------------------------------------
 
@@ -156,9 +190,14 @@ class Supervisor:
             self._quit()
             return
         try:
-            agent = Agent.connect(connected_socket(self._folder.agent), timeout=2.0, orphan=0)
+            agent = Agent.connect(
+                connected_socket(self._folder.agent),
+                timeout=_GREETING_TIMEOUT * self._pace,
+                orphan=0,
+                starved=self._starved,
+            )
             try:
-                agent.request(Op.POWEROFF, timeout=_POWEROFF_TIMEOUT)
+                agent.request(Op.POWEROFF, timeout=_POWEROFF_TIMEOUT * self._pace)
             finally:
                 agent.close()
         except (GuestctlError, OSError):
@@ -188,11 +227,10 @@ class Supervisor:
             if not _reaped(running, 0.5 if cause and not self._stopping else 0.0):
                 cause = cause or "it was stopped"
                 _kill(running, self._folder.qemu())
-            running.console.close()
             if self._console is not None:
-                self._console.join(2)
+                self._console.close(2)
             cause = self._exit_cause(running.process.returncode, cause)
-        for path in (self._folder.agent, self._folder.monitor):
+        for path in (self._folder.agent, self._folder.monitor, self._folder.keyboard):
             path.unlink(missing_ok=True)
         self._record("stopped" if self._stopping else "lost", cause=cause)
         return cause
@@ -243,6 +281,10 @@ class Supervisor:
             self._state[f"{name}_pid"] = known.pid
             self._state[f"{name}_start"] = known.start
         self._folder.write_state(self._state)
+        if state != self._told:
+            self._told = state
+            told = {name: facts[name] for name in ("cause", "boot_seconds") if facts.get(name)}
+            record(self._folder.journal, _EVENTS.get(state, state), guest=spec.name, **told)
 
 
 def _reaped(running: Running, seconds: float) -> bool:
@@ -261,23 +303,6 @@ def _kill(running: Running, qemu: ProcessId | None) -> None:
     if not _reaped(running, _EXIT_TIMEOUT):
         running.process.kill()
         _reaped(running, _EXIT_TIMEOUT)
-
-
-def _keep_console(connection: socket.socket, path: Path) -> None:
-    """Copies the console to its log, which is moved aside when it is full."""
-    log = open(path, "ab", buffering=0)  # noqa: SIM115
-    try:
-        while data := connection.recv(65536):
-            if log.tell() > _CONSOLE_LIMIT:
-                log.close()
-                os.replace(path, path.with_suffix(".log.1"))
-                log = open(path, "ab", buffering=0)  # noqa: SIM115
-            log.write(data)
-    except OSError:
-        # The socket was closed, or the disk is full: the guest goes on.
-        return
-    finally:
-        log.close()
 
 
 def _tell(notify: int, facts: dict[str, Any]) -> None:

@@ -35,6 +35,8 @@ class Target:
     oci: str = ""  # what OCI calls it
     oci_variant: str = ""
     kernel_options: str = ""  # what this board's kernel should be told beside the console
+    # Processor seconds that PREPARE takes where the project measures; 0: not known.
+    prepare_seconds: float = 0.0
 
 
 _ROWS = (
@@ -57,6 +59,7 @@ _ROWS = (
         oci_variant="v5",
         # Measuring the delay loop takes 84 ms of a boot; no driver here needs it exact.
         kernel_options="lpj=5000000",
+        prepare_seconds=0.05,
     ),
     Target(
         arch="x86_64",
@@ -69,6 +72,7 @@ _ROWS = (
         memory=512,
         memory_max=16384,
         cpus_kvm=("host", "host,-arch-capabilities", "EPYC", "kvm64"),
+        prepare_seconds=0.065,
         elf_machine=62,
         elf_class=64,
         triplets=r"(x86_64|amd64)(-[a-z0-9_]+)?-linux-(gnu|musl|uclibc)",

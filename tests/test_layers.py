@@ -15,7 +15,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("acl", "entry", "events", "patience", "session", "vmeta", "wire"), 1),
     **dict.fromkeys(("definitions", "document", "recipe"), 1),
     **dict.fromkeys(("archive", "companion", "packages", "pump", "tree", "view"), 2),
-    **dict.fromkeys(("jobs", "journal", "rundir", "tail"), 2),
+    **dict.fromkeys(("console", "jobs", "journal", "rundir", "tail"), 2),
     **dict.fromkeys(("link", "places", "processes", "qemu", "share"), 2),
     **dict.fromkeys(("agent", "facts", "guest", "offload", "process", "services"), 3),
     **dict.fromkeys(("bundle", "image", "imaging", "system", "toolchain", "translate"), 3),

@@ -1,4 +1,4 @@
-"""Guests that die in every way: a clear error within five seconds, never a success or a hang."""
+"""Guests that die in every way: a clear error soon, never a success or a hang."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from guestctl import Guest, GuestLost, Pool, PoolError
 from guestctl.image import Image
 from guestctl.places import Places
 
-LIMIT = 5.0
+# Far beyond what it takes, some tenths of a second: this tells a hang, on a machine however busy.
+LIMIT = 60.0
 
 
 @pytest.fixture
