@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from guestctl import services
 from guestctl.agent import Agent, Job
@@ -26,7 +26,7 @@ from guestctl.errors import (
 )
 from guestctl.jobs import JobBook, read_jobs
 from guestctl.journal import record
-from guestctl.process import PIPE, Host, Process, Sink
+from guestctl.process import PIPE, Host, Process, Sink, Source
 from guestctl.processes import processor_time
 from guestctl.rundir import GuestDir, connected_socket, write_json
 from guestctl.share import Share
@@ -186,7 +186,7 @@ class Guest:
         user: tuple[int, int] = (0, 0),
         umask: int = 0o022,
         limits: Mapping[int, tuple[int, int]] | None = None,
-        stdin: bytes | BinaryIO | int | None = None,
+        stdin: bytes | Source | int | None = None,
         stdout: Sink | None = None,
         stderr: Sink | None = None,
         log: Sink | None = None,
@@ -251,7 +251,7 @@ class Guest:
         self,
         number: int | None = None,
         *,
-        stdin: bytes | BinaryIO | int | None = PIPE,
+        stdin: bytes | Source | int | None = PIPE,
         stdout: Sink | None = None,
         stderr: Sink | None = None,
         timeout: float | None = None,

@@ -264,6 +264,14 @@ class Pool:
         """The facts of each guest, as `pool status --json` prints them."""
         return [guest_facts(folder) for folder in self._dir.guests()]
 
+    def guest_folder(self, name: str) -> GuestDir:
+        """The run directory of one of its guests; raises PoolError."""
+        folder = self._dir.guest(name)
+        if folder not in self._dir.guests():
+            known = ", ".join(known.name for known in self._dir.guests())
+            raise PoolError(f"pool {self.name!r} has no guest {name!r}", hint=f"it has {known}")
+        return folder
+
     @property
     def journal(self) -> Path:
         """The file of the pool's events, see guestctl.journal."""

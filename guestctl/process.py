@@ -8,16 +8,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from guestctl import events
 from guestctl.agent import Agent, Job
 from guestctl.errors import Detached, GuestLost
+from guestctl.jobs import job_name
 from guestctl.patience import Patience, never_starved
 from guestctl.session import STAGE_EXEC
 from guestctl.spec import STATUS_BROKEN, STATUS_TIMEOUT, Command, Result, status_of_errno
 
-__all__ = ["PIPE", "Capture", "Host", "Process", "Sink", "StdinWriter"]
+__all__ = ["PIPE", "Capture", "Host", "Process", "Sink", "Source", "StdinWriter"]
 
 # As with subprocess: `stdin=PIPE` gives the process a writer of its own.
 PIPE = -1
@@ -32,6 +33,12 @@ class Sink(Protocol):
     """Where output goes; anything with a binary `write`."""
 
     def write(self, data: bytes, /) -> object: ...
+
+
+class Source(Protocol):
+    """Where input comes from: `read` gives at most so many bytes, and none at the end."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class Capture:
@@ -102,7 +109,7 @@ class Process:
         job: Job,
         *,
         host: Host,
-        stdin: bytes | BinaryIO | int | None,
+        stdin: bytes | Source | int | None,
         stdout: Sink | None,
         stderr: Sink | None,
         timeout: float | None,
@@ -131,10 +138,8 @@ class Process:
         self._detached = False
         self._result: Result | None = None
         self.stdin = StdinWriter(agent, self._job)
-        if stdin is None:
-            self.stdin.close()
-        elif not isinstance(stdin, int):
-            threading.Thread(target=self._feed, args=(stdin,), daemon=True).start()
+        if not isinstance(stdin, int):
+            self.feed(stdin)
 
     @property
     def id(self) -> int:
@@ -145,6 +150,26 @@ class Process:
     def result(self) -> Result | None:
         """How it ended, once `wait` has said so."""
         return self._result
+
+    @property
+    def name(self) -> str:
+        """The job's name, as `Pool.status` and `Pool.adopt` have it."""
+        return job_name(self._host.name, self._job.id)
+
+    @property
+    def tty(self) -> bool:
+        """Whether it has a terminal."""
+        return self._command.window is not None
+
+    def feed(self, source: bytes | Source | None) -> None:
+        """Has a thread write all of `source` to its stdin, and then end that; None: ends it now.
+
+        For a process made with `stdin=PIPE`, whose caller would rather not write itself.
+        """
+        if source is None:
+            self.stdin.close()
+        else:
+            threading.Thread(target=self._feed, args=(source,), daemon=True).start()
 
     def signal(self, number: int) -> None:
         """Sends a signal to the command's process group."""
@@ -297,7 +322,7 @@ class Process:
             truncated=out.truncated or err.truncated,
         )
 
-    def _feed(self, source: bytes | BinaryIO) -> None:
+    def _feed(self, source: bytes | Source) -> None:
         """The thread that passes a caller's stdin on."""
         try:
             if isinstance(source, bytes):

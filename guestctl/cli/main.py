@@ -18,11 +18,13 @@ __all__ = ["main", "program"]
 _NOUNS = {
     "artifact": ("artifact", "group", "Look at what was built, take it out, remove it."),
     "build": ("build", "build", "Build components from definitions, in pristine guests."),
+    "console": ("console", "console", "Show the console of a guest's kernel, and type into it."),
     "doctor": ("doctor", "doctor", "Check what this host has and lacks."),
     "image": ("image", "group", "Build and manage the images that guests boot."),
     "offload": ("offload", "group", "Look at what the host has compiled for its guests."),
     "pool": ("pool", "group", "Bring pools of guests up, look at them, take them down."),
     "run": ("run", "run", "Run a command in a guest."),
+    "shell": ("shell", "shell", "Open a shell in a guest."),
     "system": ("system", "group", "Pack a root file system for elsewhere, and boot it."),
     "toolchain": ("toolchain", "group", "Install and check cross compilers for the guests."),
     "virtfs": ("virtfs", "group", "Turn archives into shared trees, and back."),

@@ -130,27 +130,41 @@ def _print_qemu(options: PoolOptions, name: str) -> None:
 @group.command()
 @_name
 @json_option
-def status(name: str | None, as_json: bool) -> None:
+@click.option("--watch", "watching", is_flag=True, help="Follow what the guests do; Ctrl-C ends.")
+@click.option(
+    "--interval", type=float, default=1.0, show_default=True, metavar="S", help="With --watch."
+)
+def status(name: str | None, as_json: bool, watching: bool, interval: float) -> None:
     """Show the guests of a pool.
+
+    A guest whose guestctl has died is `orphaned` as long as its job lives; `run --attach` takes the
+    job over.
 
     \b
     Example:
       guestctl pool status --json
+      guestctl pool status --watch
     """
     from guestctl.places import Places
     from guestctl.pool import Pool, only_pool
 
     pool = Pool.attach(name or only_pool(Places.of_user()))
+    if watching:
+        from guestctl.cli.watch import watch
+
+        watch(pool, interval)
+        return
     guests = pool.status()
     if as_json:
         print_json({"name": pool.name, "guests": guests})
         return
     print_table(
-        ("GUEST", "STATE", "ARCH", "QEMU", "LEASE", "ACCEL", "CONFINED", "OFFLOAD", "CAUSE"),
+        ("GUEST", "STATE", "JOB", "ARCH", "QEMU", "LEASE", "ACCEL", "CONFINED", "OFFLOAD", "CAUSE"),
         (
             (
                 guest["name"],
                 guest["state"],
+                guest["job"] or "-",
                 guest["arch"] or "-",
                 guest["qemu_pid"] or "-",
                 guest["lease"] or "-",
@@ -164,6 +178,39 @@ def status(name: str | None, as_json: bool) -> None:
     )
     for line in pool.remarks():
         click.echo(f"note: {line}", err=True)
+    for guest in guests:
+        if guest["state"] == "orphaned":
+            click.echo(
+                f"hint: guestctl run --name {pool.name} --attach {guest['job']} takes it over",
+                err=True,
+            )
+
+
+@group.command()
+@_name
+@click.option("--follow", is_flag=True, help="Go on until the pool is down, or Ctrl-C.")
+def events(name: str | None, follow: bool) -> None:
+    """Print what has happened in a pool, one line of JSON an event.
+
+    boot, ready, lease, release, run, exit, orphan, attach, expired, replace, lost, stopped; each
+    with its time in seconds since the epoch.
+
+    \b
+    Example:
+      guestctl pool events --follow
+    """
+    import json
+
+    from guestctl import journal
+    from guestctl.places import Places
+    from guestctl.pool import Pool, only_pool
+
+    pool = Pool.attach(name or only_pool(Places.of_user()))
+    try:
+        for event in (journal.follow if follow else journal.read)(pool.journal):
+            click.echo(json.dumps(event))
+    except KeyboardInterrupt:
+        return
 
 
 def _confined(facts: dict[str, object] | None) -> str:

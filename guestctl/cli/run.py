@@ -2,65 +2,74 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import signal
 import sys
-from typing import TYPE_CHECKING, Any, BinaryIO
+from types import FrameType
+from typing import Any
 
 import click
 
-from guestctl.errors import GuestctlError, GuestLost, UsageError
+from guestctl.cli.guests import (
+    Place,
+    Stream,
+    environment,
+    guest_options,
+    leased,
+    start,
+    the_pool,
+    user,
+    wait,
+)
+from guestctl.errors import Detached, GuestctlError, GuestLost, UsageError
 from guestctl.spec import STATUS_BROKEN, Outcome, Result
-
-if TYPE_CHECKING:
-    from guestctl.guest import Guest
 
 __all__ = ["run"]
 
+# Whatever shell there is: in a --root it may only be the one of /tools.
+SHELL = ("sh", "-c", "command -v bash >/dev/null && exec bash; exec sh")
+
 
 @click.command(context_settings={"ignore_unknown_options": False})
-@click.option("--name", default=None, metavar="POOL", help="The pool; default: the only one.")
-@click.option("--arch", default=None, help="Boot a guest of this architecture for the command.")
-@click.option("--share", metavar="DIR", help="With --arch: the folder mounted at /work.")
-@click.option("--root", metavar="DIR", help="Folder in the guest to chroot to.")
-@click.option("--cwd", metavar="DIR", help="Working directory in the guest, within --root.")
-@click.option("--env", multiple=True, metavar="K=V", help="A variable; may be repeated.")
-@click.option("--user", default="0:0", metavar="UID:GID", show_default=True)
+@guest_options
 @click.option("--timeout", type=float, metavar="S", help="Kill the command after so long.")
 @click.option("--idle-timeout", type=float, metavar="S", help="... after so long without output.")
-@click.option("--lease-timeout", type=float, metavar="S", help="How long to wait for a guest.")
-@click.option("--security-model", type=click.Choice(["mapped-file", "mapped-xattr"]), default=None)
-@click.option("--fresh", is_flag=True, help="With --name: a guest that nobody has used yet.")
+@click.option("--tty", is_flag=True, help="Give it a terminal; Ctrl-] d detaches.")
+@click.option("--attach", metavar="JOB", help="Take over a job whose guestctl has died.")
+@click.option("--debug-shell", is_flag=True, help="If it fails: a shell in the same place.")
+@click.option("--keep-failed", is_flag=True, help="With --arch: keep the guest if it fails.")
 @click.option("--result", metavar="FILE", help="Write how it ended to FILE, as JSON.")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(name: str | None, command: tuple[str, ...], result: str | None, **options: Any) -> int:
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def run(command: tuple[str, ...], result: str | None, **options: Any) -> int:
     """Run a command in a guest, and exit with its status.
 
     127: not found, 126: not executable, 128+N: ended by signal N, 124: time-out, 125: guestctl
-    itself failed.
+    itself failed. Ctrl-C stops the command and all that it has started, and keeps the guest; a
+    second one ends the guest. Time-outs are in seconds of a guest that runs at its usual speed.
 
     \b
     Example:
       guestctl run --timeout 60 -- sh -c 'uname -m; id -u'
       guestctl run --arch armv5l --share ./tree -- make -C /work
+      guestctl run --arch armv5l --debug-shell --keep-failed -- make
+      guestctl run --tty -- vi /etc/hosts
+      guestctl run --attach g0:3
     """
     argv = tuple(os.fsencode(word) for word in command)
-    # Before any guest is started for nothing.
-    options["env"] = _environment(options["env"])
-    options["user"] = _user(options["user"])
+    _check(command, options)
     try:
-        made = _run(name, command, options)
+        made = _attached(options) if options["attach"] else _run(command, options)
     except KeyboardInterrupt:
         made = Result(argv, "signalled", 130, signal=2, error="interrupted")
+    except Detached as error:
+        sys.stderr.write(f"\r\nguestctl: {error}\nhint: {error.hint}\n")
+        return 0
     except UsageError:
         raise
     except GuestctlError as error:
-        outcome: Outcome = "lost" if isinstance(error, GuestLost) else "error"
-        made = Result(argv, outcome, STATUS_BROKEN, error=str(error))
-        console = getattr(error, "console", "").strip().splitlines()[-20:]
-        sys.stderr.write("".join(f"console: {line}\n" for line in console))
-        sys.stderr.write(f"guestctl: {error}\n")
-        sys.stderr.write(f"hint: {error.hint}\n" if error.hint else "")
+        made = _broken(argv, error)
     else:
         if made.error:
             sys.stderr.write(f"guestctl: {made.describe()}\n")
@@ -71,88 +80,104 @@ def run(name: str | None, command: tuple[str, ...], result: str | None, **option
     return made.status
 
 
-def _run(name: str | None, command: tuple[str, ...], options: dict[str, Any]) -> Result:
-    from guestctl.places import Places
-    from guestctl.pool import Pool, only_pool
+def _check(command: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Raises UsageError before any guest is started for nothing."""
+    if options["attach"]:
+        if command or options["arch"]:
+            raise UsageError("--attach takes neither a COMMAND nor --arch")
+        return
+    if not command:
+        raise UsageError("there is no command to run", hint="see guestctl run --help")
+    environment(options["env"])
+    user(options["user"])
+    for option in ("tty", "debug_shell"):
+        if options[option]:
+            from guestctl.cli.terminal import require_terminal
 
-    places = Places.of_user()
-    if options["arch"] is None:
-        for option in ("share", "security_model"):
-            if options[option] is not None:
-                raise UsageError(
-                    f"--{option.replace('_', '-')} needs --arch",
-                    hint="a pool's shares are set by `guestctl pool up`",
-                )
-        pool = Pool.attach(name or only_pool(places), places=places)
-        with pool.lease(options["lease_timeout"], fresh=options["fresh"]) as guest:
-            return _in_guest(guest, command, options, at_share=pool.options.share is not None)
-    if name is not None:
-        raise UsageError("--name and --arch exclude each other")
-    model = options["security_model"] or "mapped-file"
-    share = options["share"]
-    with (
-        Pool(
-            options["arch"], 1, places=places, share=share, security_model=model, single=True
-        ) as pool,
-        pool.lease(options["lease_timeout"]) as guest,
-    ):
-        return _in_guest(guest, command, options, at_share=share is not None)
+            require_terminal(f"--{option.replace('_', '-')}")
 
 
-def _in_guest(
-    guest: Guest, command: tuple[str, ...], options: dict[str, Any], *, at_share: bool
-) -> Result:
-    cwd = options["cwd"] or ("/work" if at_share and options["root"] is None else "/")
-    with guest.mounted():
-        return guest.run(
-            command,
-            root=options["root"],
-            cwd=cwd,
-            env=options["env"],
-            user=options["user"],
-            stdin=_stdin(),
-            stdout=_Stream(sys.stdout.fileno()),
-            stderr=_Stream(sys.stderr.fileno()),
-            timeout=options["timeout"],
-            idle_timeout=options["idle_timeout"],
+def _broken(argv: tuple[bytes, ...], error: GuestctlError) -> Result:
+    """guestctl itself failed: says so, and how."""
+    outcome: Outcome = "lost" if isinstance(error, GuestLost) else "error"
+    console = getattr(error, "console", "").strip().splitlines()[-20:]
+    sys.stderr.write("".join(f"console: {line}\n" for line in console))
+    sys.stderr.write(f"guestctl: {error}\n")
+    sys.stderr.write(f"hint: {error.hint}\n" if error.hint else "")
+    return Result(argv, outcome, STATUS_BROKEN, error=str(error))
+
+
+def _run(command: tuple[str, ...], options: dict[str, Any]) -> Result:
+    with leased(options) as place, place.guest.mounted():
+        limits = {name: options[name] for name in ("timeout", "idle_timeout")}
+        process = start(place, command, options, tty=options["tty"], **limits)
+        made = _finished(place, process, options, terminal=options["tty"])
+        if made.status and options["debug_shell"]:
+            _debug(place, made, options)
+        place.keep = bool(made.status and options["keep_failed"])
+    if place.keep:
+        name = place.pool.name
+        sys.stderr.write(
+            f"guestctl: the guest is kept, with its share {place.guest.work.path}\n"
+            f"hint: guestctl shell --name {name} enters it, guestctl pool down --name {name}"
+            " ends it\n"
         )
-
-
-def _environment(variables: tuple[str, ...]) -> dict[str, str]:
-    """`--env K=V` as a table; `--env K` alone takes the caller's value."""
-    made = {}
-    for variable in variables:
-        name, equals, value = variable.partition("=")
-        if not name:
-            raise UsageError(f"--env takes K=V, not {variable!r}")
-        made[name] = value if equals else os.environ.get(name, "")
     return made
 
 
-def _user(text: str) -> tuple[int, int]:
-    uid, colon, gid = text.partition(":")
-    if not uid.isdigit() or not (gid.isdigit() or not colon):
-        raise UsageError(f"--user takes UID:GID as numbers, not {text!r}")
-    return int(uid), int(gid) if colon else int(uid)
+def _finished(place: Place, process: Any, options: dict[str, Any], *, terminal: bool) -> Result:
+    """The result of a command; Ctrl-C ends that, and twice its guest."""
+    _explain_interrupts()
+    try:
+        made = wait(process, terminal=terminal, detachable=not place.own)
+    except KeyboardInterrupt:
+        if process.result is None:
+            raise
+        made = dataclasses.replace(
+            process.result, outcome="signalled", status=130, signal=2, error="interrupted"
+        )
+    except Detached as error:
+        error.hint = (
+            f"guestctl run --name {place.pool.name} --attach {process.name} takes it up again,"
+            f" within {options['orphan_timeout']:g} s"
+        )
+        raise
+    assert isinstance(made, Result)
+    return made
 
 
-def _stdin() -> BinaryIO | None:
-    """Ours, unless reading it would stop us: a terminal that another process group has."""
-    if sys.stdin is None or sys.stdin.closed:
-        return None
-    handle = sys.stdin.fileno()
-    if os.isatty(handle) and os.tcgetpgrp(handle) != os.getpgrp():
-        return None
-    return sys.stdin.buffer
+def _debug(place: Place, made: Result, options: dict[str, Any]) -> None:
+    """A shell where a command failed: the same root, folder, user and environment."""
+    sys.stderr.write(f"guestctl: {made.describe()}; this is a shell where it ran, exit leaves it\n")
+    process = start(place, SHELL, options, tty=True)
+    wait(process, terminal=True, detachable=False)
 
 
-class _Stream:
-    """Unbuffered: what the command writes is seen at once, and never twice."""
+def _attached(options: dict[str, Any]) -> Result:
+    """Takes over a job of a guestctl that has died, or detached."""
+    from guestctl.jobs import parse_job_name
 
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
+    pool = the_pool(options["name"])
+    _guest, number = parse_job_name(options["attach"])
+    with pool.adopt(options["attach"], orphan=options["orphan_timeout"]) as guest:
+        process = guest.attach(
+            number,
+            stdout=Stream(sys.stdout.fileno()),
+            stderr=Stream(sys.stderr.fileno()),
+            timeout=options["timeout"],
+            idle_timeout=options["idle_timeout"],
+        )
+        terminal = process.tty and os.isatty(sys.stdin.fileno())
+        place = Place(pool, guest, at_share=False)
+        return _finished(place, process, options, terminal=terminal)
 
-    def write(self, data: bytes, /) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._handle, view) :]
+
+def _explain_interrupts() -> None:
+    """Says on the first Ctrl-C what a second one would do."""
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.stderr.write("guestctl: stopping the command; Ctrl-C again ends its guest\n")
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupted)
