@@ -78,6 +78,8 @@ def open_view(
 
     def build(**more: object) -> Bench:
         trees = {"root": Tree(root, None, fixed=True), "work": Tree(share.path, share.model)}
+        # A test that fails while a call runs must not wait for long.
+        more.setdefault("limits", Limits(seconds=60))
         view = View(trees, toolchain, cache_dir=places.cache, **more)  # type: ignore[arg-type]
         made.append(view)
         return Bench(view, share)
