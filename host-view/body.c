@@ -212,6 +212,10 @@ static bool parse_field(struct call *c, uint32_t tag, struct value *v, int *args
 		return parse_mount(c, v);
 	case F_BIND:
 		return parse_bind(c, v);
+	case F_MODE:
+		if (c->mode_count == GIVEN_MAX)
+			return false;
+		return (c->modes[c->mode_count++] = take_text(v)) != NULL;
 	case F_GIVEN:
 		return parse_given(c, v);
 	}

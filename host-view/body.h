@@ -49,10 +49,11 @@ struct call {
 	char *program, *cwd;
 	char **argv, **envp;
 	mode_t umask;
-	int mount_count, bind_count, given_count;
+	int mount_count, bind_count, given_count, mode_count;
 	struct mount_request mounts[MOUNTS_MAX];	/* by length of `at`: outer ones first */
 	struct bind_request binds[BINDS_MAX];
 	struct given_file given[GIVEN_MAX];
+	char *modes[GIVEN_MAX];		/* as the tool would name them: with links and .. */
 };
 
 /* Read the whole file, with a zero behind it; NULL with errno. */

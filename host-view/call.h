@@ -23,6 +23,11 @@ void stage(const struct job *job);
 /* Was this path of the view made by stage, and not by the tool? */
 bool staged(const char *path);
 
+/* Give the files that the call names the guest's modes, in the view at `root`. (modes.c) */
+void show_modes(const struct job *job, int root);
+/* Was this path of the view given this mode? */
+bool shown_with(const char *path, uint32_t mode);
+
 /* Try what stage does, in a mount namespace of its own. Failures end the process. */
 void stage_probe(const struct world *world);
 

@@ -48,7 +48,7 @@ uint32_t metadata_mode(const char *text)
 	return mode;
 }
 
-static uint32_t stored_mode(enum model model, int metadata, const char *name)
+uint32_t entry_mode(enum model model, int metadata, const char *name)
 {
 	char text[METADATA_MAX];
 	unsigned char value[4];
@@ -86,7 +86,7 @@ enum entry entry_examine(enum model model, int folder, int metadata, const char 
 		return ENTRY_FOLDER;
 	if (!S_ISREG(st.st_mode))
 		return ENTRY_ODD;
-	mode = stored_mode(model, metadata, name);
+	mode = entry_mode(model, metadata, name);
 	if (S_ISLNK(mode))
 		return examine_link(folder, name, target);
 	return !(mode & S_IFMT) || S_ISREG(mode) ? ENTRY_FILE : ENTRY_ODD;

@@ -27,6 +27,9 @@ enum { TARGET_MAX = 4096, METADATA_MAX = 4096 };
 /* The mode that a metadata text has, as QEMU reads it; 0 if it has none. */
 uint32_t metadata_mode(const char *text);
 
+/* The mode that the guest knows an entry by, or 0; as below. */
+uint32_t entry_mode(enum model model, int metadata, const char *name);
+
 /*
  * What `name` in `folder` is. The folder must be the working directory too (extended attributes
  * are read by path); metadata is its metadata folder, or -1. Of a link, the target is stored.

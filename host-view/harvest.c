@@ -115,7 +115,7 @@ static void see_file(struct walk *w, const struct layers *at, const char *name,
 		   !S_ISREG(old.st_mode) || !faccessat(at->links, name, F_OK, AT_SYMLINK_NOFOLLOW)) {
 		existed = same = false;
 	} else {
-		existed = mode == (old.st_mode & 07777);
+		existed = mode == (old.st_mode & 07777) || shown_with(w->path, mode);
 		same = existed && st->st_size == old.st_size &&
 			!memcmp(&st->st_mtim, &old.st_mtim, sizeof(old.st_mtim));
 	}

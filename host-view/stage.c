@@ -275,6 +275,7 @@ void stage(const struct job *job)
 		bind_tool(root, toolchain, &call->binds[i]);
 	for (i = 0; i < call->given_count; i++)
 		give(root, &call->given[i]);
+	show_modes(job, root);
 	close(toolchain);
 	close(root);
 }

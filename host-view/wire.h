@@ -45,6 +45,7 @@ enum field {
 	F_UMASK,			/* u32 */
 	F_MOUNT,			/* u32 tree or NO_TREE, u32 readonly, subpath, at */
 	F_BIND,				/* source, at */
+	F_MODE,				/* path of a file to be shown with the guest's mode */
 	F_GIVEN,			/* u32 mode, u32 zero, u64 mtime in ns, path, data */
 };
 

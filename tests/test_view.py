@@ -271,6 +271,21 @@ def test_a_changed_mode_is_told(bench: Bench) -> None:
     assert outcome.written == (Written(b"/work/a", "file", 0o755, b"x"),)
 
 
+def test_a_tool_that_copies_modes_sees_the_guest_s(bench: Bench) -> None:
+    bench.share.folder("d")
+    bench.share.file("d/program", "x", 0o4751)
+    bench.share.link("to d", "/work/d")
+    bench.share.link("alias", "to d/program")
+    shown = ("stat", "/work/d/program")
+    assert bench.call(*shown).stdout == b"100600 1\n"
+    for name in (b"/work/d/program", b"/work/to d/../d/program", b"/work/alias"):
+        outcome = bench.call(*shown, modes=(name, b"/work/none", b"/work/d", b"/etc/release"))
+        assert (outcome.stdout, outcome.written) == (b"104751 1\n", ()), name
+    bench.share.file("d/plain", "x", 0o751)
+    outcome = bench.call("append", "/work/d/plain", "y", modes=(b"/work/to d/plain",))
+    assert outcome.written == (Written(b"/work/d/plain", "file", None, b"xy"),)
+
+
 def test_metadata_cannot_be_written_unseen(share: GuestShare, bench: Bench) -> None:
     share.file("a", "x")
     outcome = bench.call("mkdir", "/work/.virtfs_metadata_root")

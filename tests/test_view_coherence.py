@@ -40,7 +40,9 @@ def open_view(
 
     def build(toolchain: Path) -> View:
         trees = {"root": Tree(tmp_path / "root"), "work": Tree(share.path, share.model)}
-        made.append(View(trees, toolchain, cache_dir=places.cache, limits=Limits(calls=8, seconds=60)))
+        made.append(
+            View(trees, toolchain, cache_dir=places.cache, limits=Limits(calls=8, seconds=60))
+        )
         return made[-1]
 
     yield build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ _NOT_ITS_FAULT = (
     b"cannot execute",
     b"ERROR: ld.so",
 )
+_MODE_COPIERS = ("strip", "objcopy")
+_MODES_MAX = 200  # of one call
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ class Tools:
             mounts=place.mounts,
             umask=request.umask,
             binds=tuple(Bind(source, at) for source, at in pairing.binds),
+            modes=_copied_modes(pairing.role, request),
         )
         return Plan(pairing.toolchain, call, command.makes_objects)
 
@@ -175,6 +179,14 @@ class Tools:
                 view = View(self._trees, toolchain.path, cache_dir=self._cache_dir)
                 self._views[toolchain.id] = view
             return view
+
+
+def _copied_modes(role: str, request: Request) -> tuple[bytes, ...]:
+    """The files whose modes a tool copies: the view must show the guest's."""
+    if role not in _MODE_COPIERS:
+        return ()
+    words = (word for word in request.argv[1:] if word and not word.startswith(b"-"))
+    return tuple(os.path.join(request.cwd, word) for word in words)[:_MODES_MAX]
 
 
 def _text(path: bytes) -> str:

@@ -71,7 +71,9 @@ class Call:
     """One run of a tool. All paths are absolute and those that the tool sees.
 
     `environment` is all of the environment. `stdin` None is /dev/null. With `joined`, what goes to
-    standard error is among `Outcome.stdout` where it came, as with 2>&1.
+    standard error is among `Outcome.stdout` where it came, as with 2>&1. `modes` are files whose
+    modes the tool copies to what it makes, as absolute paths that may lead through links and `..`:
+    they are shown with the guest's modes, all others with the host's.
     """
 
     program: bytes  # under TOOLCHAIN, or where a Bind puts it
@@ -84,6 +86,7 @@ class Call:
     umask: int = 0o022
     binds: tuple[Bind, ...] = ()
     given: tuple[Given, ...] = ()
+    modes: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ _BUNDLED = struct.Struct("=IIQQ")
 REPLY_SIZE = _REPLY.size
 
 _TOOLCHAIN, _TREE, _LIMIT = 1, 2, 3
-_PROGRAM, _ARGUMENT, _ENVIRONMENT, _CWD, _UMASK, _MOUNT, _BIND, _GIVEN = range(1, 9)
+_PROGRAM, _ARGUMENT, _ENVIRONMENT, _CWD, _UMASK, _MOUNT, _BIND, _MODE, _GIVEN = range(1, 10)
 _NO_TREE = _KEEP_MODE = 0xFFFFFFFF
 _MODELS = {None: 0, vmeta.MAPPED_FILE: 1, vmeta.MAPPED_XATTR: 2}
 _KINDS = {1: "file", 2: "folder", 3: "link", 4: "gone"}
@@ -78,6 +78,7 @@ def encode_call(call: Call, trees: Mapping[str, Tree]) -> bytes:
         head = struct.pack("=II", numbers[mount.tree], mount.readonly)
         parts.append(_record(_MOUNT, head + _text(mount.subpath) + _text(mount.at.rstrip(b"/"))))
     parts += [_record(_BIND, _text(bind.source) + _text(bind.at)) for bind in call.binds]
+    parts += [_record(_MODE, _text(path)) for path in call.modes]
     for given in call.given:
         head = struct.pack("=IIQ", given.mode, 0, given.mtime)
         parts.append(_record(_GIVEN, head + _text(given.path) + given.data))
