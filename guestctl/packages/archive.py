@@ -186,15 +186,18 @@ class Archive:
         sources = private_sources(self._suites, self._mirror, kind, arch)
         key = hashlib.sha256(sources.encode()).hexdigest()[:12]
         root = self._directory / "apt" / f"{arch}-{key}"
-        if not (root / "apt.conf").exists():
+        # The configuration has absolute paths: a cache that was moved gets a new one.
+        wanted = configuration(root, host_architecture() if arch == SOURCE else arch)
+        conf = root / "apt.conf"
+        if not conf.exists() or conf.read_text() != wanted:
             for part in ("etc/apt.conf.d", "etc/preferences.d", "state/lists/partial", "log"):
                 (root / part).mkdir(parents=True, exist_ok=True)
             (root / "cache/archives/partial").mkdir(parents=True, exist_ok=True)
             (root / "status").touch()
             (root / "etc/sources.list").write_text(sources)
             draft = root / f"apt.conf.{os.getpid()}"
-            draft.write_text(configuration(root, host_architecture() if arch == SOURCE else arch))
-            draft.replace(root / "apt.conf")
+            draft.write_text(wanted)
+            draft.replace(conf)
         return root
 
     def _refresh(self, arch: str) -> None:
