@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from guestctl import services
 from guestctl.agent import Agent, Job
 from guestctl.errors import (
-    AgentBroke,
     GuestctlError,
     GuestLost,
     PoolError,
@@ -26,6 +25,7 @@ from guestctl.errors import (
 )
 from guestctl.jobs import JobBook, read_jobs
 from guestctl.journal import record
+from guestctl.loss import explained
 from guestctl.process import PIPE, Host, Process, Sink, Source
 from guestctl.processes import processor_time
 from guestctl.rundir import GuestDir, connected_socket, write_json
@@ -50,8 +50,6 @@ _MEMORY_PER_JOB = 80
 _TERM = "xterm-256color"
 _WINDOW = (24, 80)
 _METER_INTERVAL = 1.0
-_REAP_TIMEOUT = 30.0
-_SILENT_TIMEOUT = 5.0
 _METER_TIMEOUT = 30.0
 
 Text = str | bytes
@@ -117,9 +115,9 @@ class Guest:
                 starved=lambda: processor_time(qemu.pid)[1] if qemu else 0.0,
             )
         except GuestLost as error:
-            raise _explain(folder, error) from None
+            raise explained(folder, error) from None
         except OSError as error:
-            raise _explain(folder, GuestLost(str(error))) from None
+            raise explained(folder, GuestLost(str(error))) from None
         guest = cls(folder, lease, agent)
         if not guest.orphans:
             guest._book.clear()
@@ -236,7 +234,7 @@ class Guest:
         try:
             job = self._agent.start(command, announce)
         except GuestLost as error:
-            raise _explain(self._folder, error) from None
+            raise explained(self._folder, error) from None
         return self._process(
             job,
             command,
@@ -277,7 +275,7 @@ class Guest:
         try:
             job = self._agent.attach(number)
         except GuestLost as error:
-            raise _explain(self._folder, error) from None
+            raise explained(self._folder, error) from None
         return self._process(
             job,
             Command(
@@ -298,7 +296,7 @@ class Guest:
             name=self.name,
             pace=self.pace,
             starved=lambda: processor_time(qemu.pid)[1] if qemu else 0.0,
-            lost=lambda error: _explain(self._folder, error),
+            lost=lambda error: explained(self._folder, error),
             ended=lambda result: self._book.closed(job.id, result),
             left=self.detach,
             end=self.kill,
@@ -427,7 +425,7 @@ class Guest:
         try:
             return self._agent.ping(timeout)
         except GuestLost as error:
-            raise _explain(self._folder, error) from None
+            raise explained(self._folder, error) from None
 
     def offer(self, service: str, handler: Callable[[socket.socket], None]) -> None:
         """Offers a service of the host to processes in this guest, for as long as the lease lasts.
@@ -445,30 +443,4 @@ class Guest:
         try:
             self._agent.request(op, records, timeout=timeout)
         except GuestLost as error:
-            raise _explain(self._folder, error) from None
-
-
-def _explain(folder: GuestDir, error: GuestLost) -> GuestLost:
-    """The same loss with what the supervisor knows of it, and the console's tail."""
-    cause = str(error)
-    if isinstance(error, AgentBroke):
-        folder.condemn(cause)
-    # The supervisor reaps QEMU a moment after we have seen its socket close. On a busy host that
-    # moment is long; a QEMU that stays is one that has only fallen silent.
-    qemu, supervisor = folder.qemu(), folder.supervisor()
-    begin = time.monotonic()
-    while time.monotonic() - begin < _REAP_TIMEOUT:
-        state = folder.state()
-        if state.get("state") in ("lost", "stopped", None):
-            cause = state.get("cause") or cause
-            break
-        if supervisor is None or not supervisor.alive():
-            break
-        if qemu is not None and qemu.alive() and time.monotonic() - begin > _SILENT_TIMEOUT:
-            break
-        time.sleep(0.02)
-    return type(error)(
-        f"guest {folder.name} was lost: {cause}",
-        console=folder.console_tail(),
-        hint="the console's last lines may tell more",
-    )
+            raise explained(self._folder, error) from None

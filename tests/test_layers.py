@@ -17,7 +17,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("archive", "companion", "packages", "pump", "tree", "view"), 2),
     **dict.fromkeys(("console", "jobs", "journal", "rundir", "tail"), 2),
     **dict.fromkeys(("link", "places", "processes", "qemu", "share"), 2),
-    **dict.fromkeys(("agent", "facts", "guest", "offload", "process", "services"), 3),
+    **dict.fromkeys(("agent", "facts", "guest", "loss", "offload", "process", "services"), 3),
     **dict.fromkeys(("bundle", "image", "imaging", "system", "toolchain", "translate"), 3),
     **dict.fromkeys(("builder",), 4),
     **dict.fromkeys(("examine", "launch", "plan", "pool", "probes", "supervisor"), 4),

@@ -57,6 +57,8 @@ def console(guest: str, name: str | None, no_follow: bool) -> int:
 
             sys.stderr.write("guestctl: the console of " + guest + "; Ctrl-C leaves it\n")
             stack.enter_context(Terminal(raw=False))
+            # Wherever the cursor stands by then.
+            stack.callback(sys.stderr.write, "\n")
         try:
             _follow(tail, keyboard)
         except KeyboardInterrupt:

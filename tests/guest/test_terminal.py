@@ -86,9 +86,8 @@ def enter(tmux: Tmux, pool: Pool) -> None:
 def test_a_shell_is_a_shell(tmux: Tmux, pool: Pool) -> None:
     enter(tmux, pool)
     tmux.line("tty; stty size; echo $TERM")
-    screen = tmux.sees("24 80")
-    assert re.search(r"^/dev/pts/\d+$", screen, re.MULTILINE)
-    assert re.search(r"^(screen|tmux)", screen, re.MULTILINE)
+    screen = tmux.until(lambda screen: re.search(r"^(screen|tmux)", screen, re.MULTILINE))
+    assert re.search(r"^/dev/pts/\d+\n24 80$", screen, re.MULTILINE)
     # Ctrl-C ends what runs, and not the shell.
     tmux.line("sleep 1000; echo status $?")
     time.sleep(0.5)
