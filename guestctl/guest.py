@@ -270,7 +270,7 @@ class Guest:
         known = {job["id"]: job for job in read_jobs(self._folder).get("jobs", [])}
         facts = known.get(number, {})
         if timeout is None and facts.get("timeout") is not None:
-            timeout = max(0.0, facts["since"] + facts["timeout"] - time.time())
+            timeout = max(0.0, facts["timeout"] - (time.time() - facts["since"]) / self.pace)
         self._book.taken_over(number, facts)
         try:
             job = self._agent.attach(number)

@@ -398,3 +398,30 @@ def test_a_terminal_and_its_size(agent: Agent) -> None:
 def test_memory_of_the_guest(agent: Agent) -> None:
     total, available, _swap, _free = agent.request(Op.STATUS, timeout=20).memory
     assert 0 < available <= total
+
+
+@pytest.mark.parametrize("what", ["timeout", "idle_timeout"])
+def test_time_outs_follow_the_guests_pace(agent: Agent, what: str) -> None:
+    command = Command(argv=(b"/bin/sleep", b"100"))
+    facts = {"stdin": None, "stdout": None, "stderr": None, "timeout": None, "idle_timeout": None}
+    running = Process(
+        agent,
+        command,
+        agent.start(command),
+        host=Host("native", pace=4.0),
+        **{**facts, what: 0.1},  # type: ignore[arg-type]
+    )
+    result = running.wait()
+    assert (result.outcome, result.status, result.pace) == ("timeout", 124, 4.0)
+    assert result.seconds >= 0.4
+    assert "0.1 s (0.4 s in this guest, 4 times slower)" in result.error
+
+
+def test_a_guest_that_is_kept_from_running_does_not_time_out(agent: Agent) -> None:
+    """For four fifths of the time, says the host: the limit of 0.2 s is reached after 1 s."""
+    begin = time.monotonic()
+    command = Command(argv=(b"/bin/sleep", b"0.6"))
+    host = Host("native", starved=lambda: 0.8 * (time.monotonic() - begin))
+    facts = {"stdin": None, "stdout": None, "stderr": None, "idle_timeout": None}
+    running = Process(agent, command, agent.start(command), host=host, timeout=0.2, **facts)  # type: ignore[arg-type]
+    assert running.wait().outcome == "exited"
