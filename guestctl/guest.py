@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -371,13 +371,18 @@ class Guest:
             )
             try:
                 yield
-            finally:
-                if not self._detached:
+            except BaseException:
+                # What went wrong first is what the caller must hear of.
+                with suppress(GuestLost):
                     self._unmount(WORK)
+                raise
+            self._unmount(WORK)
         finally:
             self.work.unlock()
 
     def _unmount(self, target: str) -> None:
+        if self._detached:
+            return
         try:
             self._request(Op.UNMOUNT, (Tag.TARGET, target.encode()))
         except RequestFailed as error:
