@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 from guestctl import services
 from guestctl.agent import Agent, Job
 from guestctl.errors import (
-    GuestctlError,
     GuestLost,
     PoolError,
-    RequestFailed,
     ShareError,
 )
 from guestctl.jobs import JobBook, read_jobs
 from guestctl.journal import record
 from guestctl.loss import explained
+from guestctl.metering import Meter
+from guestctl.mounting import WORK, Mounting
 from guestctl.process import PIPE, Host, Process, Sink, Source
 from guestctl.processes import processor_time
-from guestctl.rundir import GuestDir, connected_socket, write_json
+from guestctl.rundir import GuestDir, connected_socket
 from guestctl.share import Share
 from guestctl.spec import STATUS_BROKEN, Command, Result
 from guestctl.tree.state import is_partial
@@ -37,20 +35,14 @@ from guestctl.wire import Op, Tag
 if TYPE_CHECKING:
     from guestctl.offload import Offload
 
-__all__ = ["MOUNT_OPTIONS", "Guest"]
+__all__ = ["Guest"]
 
-# docs/virtfs-format.md says why these.
-MOUNT_OPTIONS = b"version=9p2000.L,msize=131072,access=client,cache=mmap"
-
-WORK = "/work"
 PATH = "/usr/lib/guestctl/static:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # In a sysroot its own tools come first; /tools lends what it lacks.
 PATH_IN_ROOT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/tools/bin"
 _MEMORY_PER_JOB = 80
 _TERM = "xterm-256color"
 _WINDOW = (24, 80)
-_METER_INTERVAL = 1.0
-_METER_TIMEOUT = 30.0
 
 Text = str | bytes
 
@@ -85,8 +77,8 @@ class Guest:
         self._agent = agent
         self._book = JobBook(folder)
         self._detached = False
-        self._over = threading.Event()
-        self._meter: threading.Thread | None = None
+        self._meter = Meter(agent, self._book)
+        self._mounting = Mounting(folder, self.work, self._request)
         self.offload: Offload | None = None
 
     @classmethod
@@ -121,9 +113,9 @@ class Guest:
         guest = cls(folder, lease, agent)
         if not guest.orphans:
             guest._book.clear()
-            guest._unmount_leftovers()
+            guest._mounting.undo_leftovers()
         elif adopt:
-            guest._keep_leftovers()
+            guest._mounting.keep_leftovers()
         else:
             agent.close()
             return None
@@ -144,7 +136,7 @@ class Guest:
         if self._lease is None:
             return
         try:
-            self._over.set()
+            self._meter.stop()
             if not self._detached:
                 self._agent.forget_all()
                 self._release_leftovers()
@@ -303,22 +295,8 @@ class Guest:
         )
         process = Process(self._agent, command, job, host=host, **options)
         self._book.counted(job.id, lambda: process.received)
-        if self._meter is None:
-            self._meter = threading.Thread(target=self._measure, name="guestctl-meter", daemon=True)
-            self._meter.start()
+        self._meter.start()
         return process
-
-    def _measure(self) -> None:
-        """Writes down, now and then, what `pool status --watch` shows of a guest in use."""
-        while not self._over.wait(_METER_INTERVAL):
-            if not self._book.live:
-                continue
-            try:
-                memory = self._agent.request(Op.STATUS, timeout=_METER_TIMEOUT).memory
-            except GuestctlError:
-                # Whoever waits for a command is told what has happened.
-                memory = ()
-            self._book.publish(memory)
 
     def detach(self) -> None:
         """Ends the session and leaves what runs to itself, for `Pool.adopt` to find."""
@@ -360,61 +338,28 @@ class Guest:
             raise ShareError(
                 f"{self.work.path} was staged in part only", hint="stage the same archive again"
             )
-        self.work.lock()
-        write_json(self._folder.mounts, {"targets": [WORK]})
+        self._mounting.mount()
         try:
-            self._request(
-                Op.MOUNT,
-                (Tag.TAG, b"work"),
-                (Tag.TARGET, WORK.encode()),
-                (Tag.OPTIONS, MOUNT_OPTIONS),
-            )
-            try:
-                yield
-            except BaseException:
-                # What went wrong first is what the caller must hear of.
-                with suppress(GuestLost):
-                    self._unmount(WORK)
-                raise
-            self._unmount(WORK)
+            yield
+        except BaseException:
+            # What went wrong first is what the caller must hear of.
+            with suppress(GuestLost):
+                self._unmount()
+            raise
+        else:
+            self._unmount()
         finally:
             self.work.unlock()
 
-    def _unmount(self, target: str) -> None:
-        if self._detached:
-            return
-        try:
-            self._request(Op.UNMOUNT, (Tag.TARGET, target.encode()))
-        except RequestFailed as error:
-            if error.errno == errno.EBUSY:
-                raise ShareError(
-                    f"{target} is still in use in guest {self.name}",
-                    hint="wait for its commands, or cancel them, before leaving mounted()",
-                ) from None
-            raise
-        self._folder.mounts.unlink(missing_ok=True)
-
-    def _unmount_leftovers(self) -> None:
-        """Undoes the mounts of a lease holder that died."""
-        if not self._folder.mounts.exists():
-            return
-        try:
-            self._unmount(WORK)
-        except RequestFailed as error:
-            if error.errno not in (errno.EINVAL, errno.ENOENT):
-                raise
-            self._folder.mounts.unlink(missing_ok=True)
-
-    def _keep_leftovers(self) -> None:
-        """What a dead holder has mounted for its orphans stays mounted, and the guest's."""
-        if self._folder.mounts.exists():
-            self.work.lock()
+    def _unmount(self) -> None:
+        if not self._detached:
+            self._mounting.unmount()
 
     def _release_leftovers(self) -> None:
         """Unmounts what was mounted for an orphan that we have seen to its end."""
         if self.orphans and self.work.mounted and not self._agent.lost:
             try:
-                self._unmount_leftovers()
+                self._mounting.undo_leftovers()
             except ShareError:
                 # Another orphan uses it still.
                 return

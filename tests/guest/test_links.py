@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from guestctl import Guest, stage
-from guestctl.guest import MOUNT_OPTIONS
+from guestctl.mounting import MOUNT_OPTIONS
 from tests.corpus import write_every_type
 from tests.test_translate_link import frozen
 
