@@ -38,6 +38,7 @@ def console(guest: str, name: str | None, no_follow: bool) -> int:
       guestctl console g0
       guestctl console g1 --name builders --no-follow
     """
+    from guestctl.cli.terminal import stdin_is_terminal
     from guestctl.rundir import connected_socket
     from guestctl.tail import Tail
 
@@ -52,7 +53,7 @@ def console(guest: str, name: str | None, no_follow: bool) -> int:
         except OSError:
             _show(tail)
             raise PoolError(f"guest {guest} is not running any more") from None
-        if os.isatty(sys.stdin.fileno()):
+        if stdin_is_terminal():
             from guestctl.cli.terminal import Terminal
 
             sys.stderr.write("guestctl: the console of " + guest + "; Ctrl-C leaves it\n")
@@ -68,8 +69,8 @@ def console(guest: str, name: str | None, no_follow: bool) -> int:
 
 def _follow(tail: Tail, keyboard: socket.socket) -> None:
     """Until the guest has ended, or the caller has had enough."""
-    keys = sys.stdin.fileno()
-    listening = [keyboard.fileno(), keys]
+    keys = -1 if sys.stdin is None else sys.stdin.fileno()
+    listening = [keyboard.fileno(), *([keys] if keys >= 0 else [])]
     while True:
         ready, _, _ = select.select(listening, [], [], _POLL)
         if keyboard.fileno() in ready:

@@ -155,6 +155,7 @@ def _debug(place: Place, made: Result, options: dict[str, Any]) -> None:
 
 def _attached(options: dict[str, Any]) -> Result:
     """Takes over a job of a guestctl that has died, or detached."""
+    from guestctl.cli.terminal import stdin_is_terminal
     from guestctl.jobs import parse_job_name
 
     pool = the_pool(options["name"])
@@ -167,7 +168,7 @@ def _attached(options: dict[str, Any]) -> Result:
             timeout=options["timeout"],
             idle_timeout=options["idle_timeout"],
         )
-        terminal = process.tty and os.isatty(sys.stdin.fileno())
+        terminal = process.tty and stdin_is_terminal()
         place = Place(pool, guest, at_share=False)
         return _finished(place, process, options, terminal=terminal)
 

@@ -16,16 +16,21 @@ from typing import NoReturn
 from guestctl.errors import GuestctlError, UsageError
 from guestctl.process import Process
 
-__all__ = ["Keys", "Terminal", "require_terminal"]
+__all__ = ["Keys", "Terminal", "require_terminal", "stdin_is_terminal"]
 
 ESCAPE = 0x1D  # Ctrl-]
 _DETACH = ord("d")
 _CHUNK = 4096
 
 
+def stdin_is_terminal() -> bool:
+    """Whether somebody can type; a stdin that is closed is none."""
+    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+
+
 def require_terminal(what: str) -> None:
     """Raises UsageError unless stdin is a terminal."""
-    if not os.isatty(sys.stdin.fileno()):
+    if not stdin_is_terminal():
         raise UsageError(f"{what} needs a terminal as its stdin", hint="guestctl run takes a pipe")
 
 
