@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "call.h"
@@ -21,6 +22,7 @@
 
 struct walk {
 	const struct job *job;
+	bool attributes;		/* the upper layer has them */
 	bool reserved;			/* the tree has names that no guest can use */
 	char path[PATH_MAX];		/* in the view, without the first slash */
 	size_t length;
@@ -99,6 +101,25 @@ static const struct given_file *find_given(const struct walk *w)
 	return NULL;
 }
 
+/*
+ * Was a file there that was written in place? Overlayfs marks what it has copied up, where the
+ * tmpfs takes attributes (Linux 6.6); before, only an equal mode tells.
+ */
+static bool in_place(const struct walk *w, int upper, const char *name)
+{
+	int fd;
+	ssize_t n;
+
+	if (!w->attributes)
+		return true;
+	fd = openat(upper, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		fail("read", w->path);
+	n = fgetxattr(fd, "user.overlay.origin", NULL, 0);
+	close(fd);
+	return n >= 0;
+}
+
 static void see_file(struct walk *w, const struct layers *at, const char *name,
 		     const struct stat *st)
 {
@@ -112,7 +133,8 @@ static void see_file(struct walk *w, const struct layers *at, const char *name,
 		same = existed && same_time(&st->st_mtim, given->mtime) &&
 			(size_t)st->st_size == given->length;
 	} else if (at->share < 0 || fstatat(at->share, name, &old, AT_SYMLINK_NOFOLLOW) ||
-		   !S_ISREG(old.st_mode) || !faccessat(at->links, name, F_OK, AT_SYMLINK_NOFOLLOW)) {
+		   !S_ISREG(old.st_mode) || !faccessat(at->links, name, F_OK, AT_SYMLINK_NOFOLLOW) ||
+		   !in_place(w, at->upper, name)) {
 		existed = same = false;
 	} else {
 		existed = mode == (old.st_mode & 07777) || shown_with(w->path, mode);
@@ -138,9 +160,13 @@ static void see_folder(struct walk *w, const struct layers *at, const char *name
 
 	if (below.upper < 0)
 		fail("read", w->path);
+	/* Another folder in the place of one: what was in that has gone, and we do not know what. */
+	if (below.share >= 0 && fgetxattr(below.upper, "user.overlay.opaque", NULL, 0) > 0)
+		w->trouble = RESERVED;
 	if (below.share < 0 && !staged(w->path))
 		report(w, FOLDER_THERE, st->st_mode & 07777, NULL, 0);
-	see_entries(w, &below);
+	if (!w->trouble)
+		see_entries(w, &below);
 	close(below.upper);
 	if (below.links >= 0)
 		close(below.links);
@@ -228,7 +254,10 @@ static void see_mount(struct walk *w, int number)
 
 enum trouble harvest(const struct job *job)
 {
-	struct walk walk = { .job = job };
+	struct walk walk = {
+		.job = job,
+		.attributes = !setxattr("/c", "user.view", "", 0, 0),
+	};
 	int i;
 
 	for (i = 0; !walk.trouble && i < job->call.mount_count; i++)

@@ -3,7 +3,9 @@
  * call to call. Its lower layers are the share and, above it, the real links; its upper layer
  * is the call's own tmpfs.
  *
- * The overlay gets no `userxattr`: a guest may set attributes user.overlay.* on its files.
+ * `userxattr` keeps overlayfs from filling the kernel's log where it cannot set trusted attributes.
+ * It makes overlayfs heed user.overlay.* on the guest's files; a guest that sets these spoils its own
+ * view and no other: redirections are not followed, and its share is the lowest layer.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -93,6 +95,8 @@ static int overlay(int number, bool links, bool readonly)
 	else
 		snprintf(value, sizeof(value), "/s/%d", number);
 	set(fs, "lowerdir", value);
+	if (syscall(SYS_fsconfig, fs, FSCONFIG_SET_FLAG, "userxattr", NULL, 0))
+		fail("overlay", "userxattr");
 	if (!readonly) {
 		snprintf(value, sizeof(value), "/c/u/%d", number);
 		set(fs, "upperdir", value);

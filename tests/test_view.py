@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -255,6 +256,48 @@ def test_removed_and_replaced_files_are_told(bench: Bench) -> None:
         b"/work/target": Written(b"/work/target", "file", 0o644, b"new"),
         b"/work/link": Written(b"/work/link", "file", 0o644, b"a file now"),
     }
+
+
+def attributes_on_tmpfs() -> bool:
+    """Whether the kernel has them there, as of Linux 6.6."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        try:
+            os.setxattr(file.name, "user.test", b"")
+        except OSError:
+            return False
+    return True
+
+
+def test_a_new_file_in_an_old_one_s_place_is_told_from_it(bench: Bench) -> None:
+    """Other names of the old one keep its content, so the guest must do the same."""
+    bench.share.file("new", "x")
+    bench.share.file("same", "x")
+    outcome = bench.call(
+        "unlink", "new", "write", "new", "y", "write", "same", "y", cwd=b"/work", umask=0o077
+    )
+    assert names(outcome) == {
+        b"/work/new": Written(b"/work/new", "file", 0o600 if attributes_on_tmpfs() else None, b"y"),
+        b"/work/same": Written(b"/work/same", "file", None, b"y"),
+    }
+
+
+def test_a_folder_in_another_s_place_is_not_judged(bench: Bench) -> None:
+    (bench.share.path / "d").mkdir()
+    outcome = bench.call("rmdir", "/work/d", "mkdir", "/work/d")
+    assert outcome.trouble == "reserved" or outcome.status == 1
+
+
+def test_attributes_of_overlays_on_the_guest_s_files_change_nothing(
+    bench: Bench, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("host")
+    for name, value in (("redirect", b"/secret"), ("opaque", b"y"), ("metacopy", b"")):
+        bench.share.folder(name)
+        bench.share.file(f"{name}/file", "guest")
+        for path in (name, f"{name}/file"):
+            os.setxattr(bench.share.path / path, f"user.overlay.{name}", value)
+        assert bench.read(f"/work/{name}/file") in (b"guest", b"EPERM", b"EIO"), name
+        assert bench.read(f"/work/{name}/secret") in (b"ENOENT", b"EPERM", b"EIO"), name
 
 
 def test_writing_through_a_link_changes_what_it_leads_to(bench: Bench) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from guestctl.places import Places
 from guestctl.view import Call, Mount, Outcome, Tree, View
-from tests.viewtools import GuestShare, compiler, cross_toolchain, probe, probe_toolchain
+from tests.viewtools import CROSS, GuestShare, compiler, cross_toolchain, probe, probe_toolchain
 
 MOUNTS = (Mount("root", b"", b"/"), Mount("work", b"", b"/work"))
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
@@ -26,6 +26,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "secret").write_text(f"{SECRET}\n")
     (made / "secret.h").write_text(f'char *secret = "{SECRET}";\n')
     cross_toolchain(made / "tc")
+    for command in (
+        (f"{CROSS}-gcc", "-c", "-x", "c", "-o", made / "secret.o", made / "secret.h"),
+        (f"{CROSS}-ar", "rcT", made / "thin.a", made / "secret.o"),
+    ):
+        subprocess.run(command, check=True, env=ENVIRONMENT, timeout=60)
+    assert os.fsencode(made / "secret.o") in (made / "thin.a").read_bytes()
     return made
 
 
@@ -68,6 +74,8 @@ def test_the_compiler_works_here_at_all(view: View, share: GuestShare) -> None:
     (written,) = outcome.written
     assert written.data.startswith(b"\x7fELF\x01\x01")
     assert b"#define B 1" in written.data
+    linked = gcc(view, "-nostdlib", "a.c")
+    assert (linked.status, [entry.path for entry in linked.written]) == (0, [b"/work/a.out"])
 
 
 # Reading the host's files
@@ -126,8 +134,10 @@ def test_search_paths_and_archives_of_the_host(view: View, share: GuestShare, fo
     for name in (b"CPATH", b"C_INCLUDE_PATH", b"GCC_EXEC_PREFIX", b"COMPILER_PATH"):
         outcome = gcc(view, "-E", "s.c", environment={name: os.fsencode(folder)})
         fails_without_the_secret(outcome)
-    share.file("thin.a", f"!<thin>\n{'//':<48}{len(str(folder)) + 10:<10}`\n{folder}/secret.o/\n")
-    fails_without_the_secret(gcc(view, "-nostdlib", "-Wl,--whole-archive", "thin.a"))
+    share.file("thin.a", (folder / "thin.a").read_bytes())
+    outcome = gcc(view, "-nostdlib", "-Wl,-u,secret", "a.c", "thin.a")
+    fails_without_the_secret(outcome)
+    assert b"secret.o" in outcome.stderr, outcome
 
 
 # Running code on the host
