@@ -76,7 +76,8 @@ PASSED = [
 def test_passed(line: str) -> None:
     made = call(line)
     assert isinstance(made, Command), made
-    assert made.argv == tuple(word.encode() for word in line.split(" "))
+    own = [word for word in made.argv if b"invalid-pch" not in word]
+    assert own == [word.encode() for word in line.split(" ")]
     assert made.program == b"/usr/bin/x"
     assert made.binds == ((b"a", b"/a"),)
     assert not made.reads_stdin
@@ -230,6 +231,21 @@ def test_environment_that_is_passed_on() -> None:
     made = call("gcc -c a.c", environ)
     assert isinstance(made, Command)
     assert made.environ == {b"PATH": b"/bin", b"LANG": b"C.UTF-8", b"CPATH": b"/inc"}
+
+
+@pytest.mark.parametrize(
+    ("line", "guarded"),
+    [("gcc -c a.c", True), ("gcc a.c b.o", True), ("g++ -x c++ a", True), ("gcc a.o", False),
+     ("gcc -E a.c", False), ("gcc -### a.c", False), ("gcc --version", False),
+     ("cpp a.c", False), ("as a.s", False)],
+)  # fmt: skip
+def test_a_guests_precompiled_header_is_not_passed_over_in_silence(
+    line: str, guarded: bool
+) -> None:
+    made = call(line)
+    assert isinstance(made, Command)
+    assert (b"-Werror=invalid-pch" in made.argv) == guarded
+    assert doubt(1, b"a.h.gch: created by a different GCC executable [-Werror=invalid-pch]")
 
 
 def test_a_path_to_the_stub_becomes_that_of_the_program() -> None:

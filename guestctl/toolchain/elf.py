@@ -73,10 +73,10 @@ class Elf:
 
     def read(self, form: str, offset: int) -> tuple[int, ...]:
         """Numbers of the file in its own byte order, unaligned; raises ElfError past its end."""
-        try:
-            return struct.unpack_from(self.order + form, self.data, offset)
-        except struct.error:
-            raise ElfError(f"an ELF file ends before offset {offset}") from None
+        layout = self.order + form
+        if not 0 <= offset <= len(self.data) - struct.calcsize(layout):
+            raise ElfError(f"an ELF file ends before offset {offset}")
+        return struct.unpack_from(layout, self.data, offset)
 
     @cached_property
     def segments(self) -> list[Segment]:
@@ -121,8 +121,8 @@ class Elf:
 
     def text(self, offset: int) -> bytes:
         """The string that ends with a zero byte."""
-        end = self.data.find(b"\0", offset)
-        if not 0 <= offset <= end:
+        end = self.data.find(b"\0", offset) if 0 <= offset < len(self.data) else -1
+        if end < 0:
             raise ElfError(f"an ELF file has no text at offset {offset}")
         return bytes(self.data[offset:end])
 

@@ -118,8 +118,8 @@ class GuestFiles:
 
     def _readlink(self, path: bytes) -> bytes | None:
         """What the link at `path` says, or None if there is another file; links lead not to it."""
-        if path in self._mounts:
-            return None
+        if any(_covers(path, mount) for mount in self._mounts):
+            return None  # a mount point, or a folder that holds one
         folder, name, model = self._parent(path)
         try:
             info = os.stat(name, dir_fd=folder, follow_symlinks=False)

@@ -80,8 +80,8 @@ def fit_loader(data: bytes) -> bytes:
     for old in (b"/etc/ld.so.preload", b"/etc/ld.so.cache"):
         found += data.count(old + b"\0")
         data = data.replace(old + b"\0", b"/.tc/none".ljust(len(old), b"/") + b"\0")
-    folders = re.compile(rb"(?<=\0)(?:/usr)?/lib/[a-z0-9_]+-linux-gnu/(?=\0|/usr)")
-    data, changed = folders.subn(lambda m: LIBRARIES.ljust(len(m[0]), b"/"), data)
+    folders = re.compile(rb"(?:/usr)?/lib/[a-z0-9_]+-linux-gnu/(?=\0)")
+    data, changed = folders.subn(lambda match: LIBRARIES.ljust(len(match[0]), b"/"), data)
     if found < 2 or changed < 2:
         raise ElfError("the host's ld.so is not one that is known here")
     return data
@@ -102,10 +102,19 @@ def fit_compiler(
             raise ElfError(f"only one of the two compilers holds the text {new[:60]!r}")
         if old != new and _whole(old) in data:
             slack.replace(old, new)
+    name = os.path.basename(layout.cross).encode()  # with which a moved driver's prefix ends
+    if name != os.path.basename(layout.native).encode() and _whole(name) in data:
+        slack.replace(name, os.path.basename(layout.native).encode())
     _fit_driver(image, slack)
     _fit_collect(image, layout)
     _fit_includes(image, slack, native, layout, prefix)
-    return bytes(image)
+    return _without(bytes(image), layout)
+
+
+def _without(data: bytes, layout: Layout) -> bytes:
+    """Blanks the names of the cross compiler's own folders, which nothing uses any more."""
+    own = re.compile(re.escape(f"{layout.cross}/".encode()) + rb"[^\0]*")
+    return own.sub(lambda match: bytes(len(match[0])), data)
 
 
 def _whole(text: bytes) -> bytes:

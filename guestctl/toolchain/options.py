@@ -104,6 +104,8 @@ COMPILER = Table(
         "-time": _HOST,
         "-Q": _HOST,
         "-Winvalid-pch": "precompiled headers fit one compiler only",
+        "-frecord-gcc-switches": "it records all options",
+        "-fverbose-asm": "it records all options",
     },
     valued=_words(
         "-o -I -L -D -U -l -A -T -u -z -e -x -include -imacros -iquote -isystem -idirafter -MF -MT"

@@ -48,6 +48,9 @@ _LANGUAGES = {
 _SYSTEM = re.compile(r"(?:^(?:-[A-Za-z]+)?|[=,])/(?:dev/(?!null(?:$|,))|proc/|sys/)")
 _ASKED = {"cc1", "cc1plus", "collect2", "as", "ld", "lto-wrapper"}  # by -print-prog-name
 _NO_OUTPUT = {"-E", "-M", "-MM", "-fsyntax-only"}
+# A precompiled header of the guest's is not for the host's compiler, which passes it over and says
+# so when it is asked to. Options of warnings leave no trace in what is made.
+_GUARD = (b"-Winvalid-pch", b"-Werror=invalid-pch")
 _TELLS = {"--version", "--help", "-V", "--target-help"}  # and nothing else is done
 
 
@@ -95,15 +98,17 @@ def translate(
         words = [_text(word) for word in expand(argv[1:], response)]
         kept = _environment(environ)
         if pairing.role in DRIVERS:
-            reads = _Driver(pairing.role, words).check(linking_library=_LINKING in environ)
+            driver = _Driver(pairing.role, words)
+            reads = driver.check(linking_library=_LINKING in environ)
+            added = _GUARD if driver.compiles() else ()
         else:
-            reads = _check_tool(pairing.role, words, environ)
+            reads, added = _check_tool(pairing.role, words, environ), ()
     except (_Refused, UsageError) as error:
         return Refusal(str(error))
     return Command(
         program=pairing.program,
         # A path in argv[0] is the stub's own: the program's path stands for it.
-        argv=(program if b"/" in argv[0] else argv[0], *argv[1:]),
+        argv=(program if b"/" in argv[0] else argv[0], *argv[1:], *added),
         environ=kept,
         binds=pairing.binds,
         makes_objects=pairing.role != "nm",
@@ -131,6 +136,7 @@ _DOUBTS = {
     b"lto1": "link-time optimization",
     b"lto-wrapper": "link-time optimization",
     b"conversion from": "tables of characters",
+    b"invalid-pch": "a precompiled header",
 }
 
 
@@ -186,6 +192,12 @@ class _Driver:
             raise _Refused("-v: it tells of the compiler's own file")
         alone = self.role == "cpp" and not self.inputs and not _TELLS & set(self.options)
         return alone or "-" in self.inputs
+
+    def compiles(self) -> bool:
+        """Whether sources become more than text; -### would show words that were added."""
+        quiet = self.role == "cpp" or bool({*_NO_OUTPUT, "-###"}.intersection(self.options))
+        linked = all(re.search(r"\.(o|a|so|s|S|lo|obj)$", name) for name in self.inputs)
+        return not quiet and not linked
 
     def option(self, word: str, waiting: Iterator[str]) -> None:
         for start, reason in COMPILER.refused.items():
