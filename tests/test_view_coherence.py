@@ -5,7 +5,9 @@ The thousands of rounds that the proof wants come from GUESTCTL_VIEW_ROUNDS.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,6 +153,39 @@ def test_folders_that_come_and_go(view: View, share: GuestShare) -> None:
         assert target(view, "/work/d") == b"ENOENT"
 
 
+@contextlib.contextmanager
+def stopped(view: View) -> Iterator[None]:
+    """The worker does nothing meanwhile, as if it had much else to do."""
+    (worker,) = (
+        int(entry)
+        for entry in os.listdir("/proc")
+        if entry.isdigit() and _parent(int(entry)) == view.pid
+    )
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+def test_folders_that_are_replaced_before_anybody_looks(view: View, share: GuestShare) -> None:
+    """The new one often has the number of the old one, and no watch."""
+    share.folder("d")
+    share.link("d/link", "-1")
+    assert target(view, "/work/d/link") == b"-1"
+    for number in range(10):
+        with stopped(view):
+            share.remove("d/link")
+            share.remove("d")
+            share.folder("d")
+            share.link("d/other", "x")
+        assert target(view, "/work/d/link") == b"ENOENT"
+        share.link("d/link", f"{number}")
+        assert target(view, "/work/d/link") == str(number).encode()
+        assert target(view, "/work/d/other") == b"x"
+        share.remove("d/other")
+
+
 def test_links_that_change_while_calls_use_them(view: View, share: GuestShare) -> None:
     share.link("link", "0")
     with ThreadPoolExecutor(1) as pool:
@@ -166,24 +201,15 @@ def test_links_that_change_while_calls_use_them(view: View, share: GuestShare) -
 
 
 def test_more_changes_than_the_kernel_s_queue_holds(view: View, share: GuestShare) -> None:
-    """The worker is stopped meanwhile, as it might be by much else to do."""
-    import signal
-
     share.folder("d")
-    worker = next(
-        int(entry)
-        for entry in os.listdir("/proc")
-        if entry.isdigit() and _parent(int(entry)) == view.pid
-    )
-    os.kill(worker, signal.SIGSTOP)
-    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     share.link("first", "1")
-    for number in range(limit // 2 + 1):
-        (share.path / "d" / f"{number}").touch()
-        (share.path / "d" / f"{number}").unlink()
-    share.link("d/last", "2")
-    share.remove("first")
-    os.kill(worker, signal.SIGCONT)
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    with stopped(view):
+        for number in range(limit // 2 + 1):
+            (share.path / "d" / f"{number}").touch()
+            (share.path / "d" / f"{number}").unlink()
+        share.link("d/last", "2")
+        share.remove("first")
     assert target(view, "/work/d/last") == b"2"
     assert target(view, "/work/first") == b"ENOENT"
     share.link("d/more", "3")
