@@ -73,8 +73,9 @@ def killed(pool: Pool, *argv: str) -> tuple[str, bytes]:
 def test_a_caller_that_is_killed_leaves_an_orphan_that_run_takes_over(ours: Pool) -> None:
     script = "i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo line $i; sleep 0.05; done; exit 6"
     job, first = killed(ours, "--", "sh", "-c", script)
-    with pytest.raises(PoolError, match="free"):
-        ours.lease(timeout=0.3)
+    for fresh in (False, True):
+        with pytest.raises(PoolError, match="free"):
+            ours.lease(timeout=0.3, fresh=fresh)
     taken = subprocess.run(
         [*GUESTCTL, "run", "--name", ours.name, "--attach", job],
         stdin=subprocess.DEVNULL,

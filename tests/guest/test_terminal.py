@@ -184,6 +184,21 @@ def test_ctrl_c_on_the_command_line_keeps_the_guest(tmux: Tmux, pool: Pool) -> N
         assert first == second
 
 
+def test_the_watch_is_a_live_table(tmux: Tmux, pool: Pool) -> None:
+    with pool.lease(60) as guest:
+        process = guest.start(["sh", "-c", "while :; do :; done # [bold]"])
+        tmux("resize-window", "-x", "140", "-y", "24")
+        tmux.line(f"clear; {GUESTCTL} pool status --watch --interval 0.2 --name {pool.name}")
+        tmux.until(lambda screen: "[bold]" in screen and "GUEST" in screen)
+        busy = tmux.until(lambda screen: re.search(r"g0 +leased .* 0:00:0[1-9] +\d+%", screen))
+        assert busy.count("GUEST") == 1
+        process.cancel()
+        process.wait()
+    tmux.until(lambda screen: re.search(r"g0 +ready ", screen))
+    tmux.type("", "C-c")
+    tmux.back()
+
+
 def test_the_console_beside_a_command(tmux: Tmux, pool: Pool) -> None:
     with pool.lease(60) as guest:
         tmux.line(f"{GUESTCTL} console {guest.name} --name {pool.name}")
