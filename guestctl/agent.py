@@ -243,6 +243,18 @@ class Agent:
         """Gives the agent credit for output that has been taken."""
         self._tell(lambda: self._session.consumed(job.id, channel, count))
 
+    def put_back(self, job: Job, event: events.Event | None) -> None:
+        """Undoes a `take`, for a caller that could not mind its event."""
+        if event is not None:
+            with self._lock:
+                job.queue.appendleft(event)
+
+    def wake(self, job: Job) -> None:
+        """Has `take` return a Woken; may be called by a signal's handler."""
+        with self._lock:
+            job.queue.append(events.Woken())
+            job.changed.notify_all()
+
     def signal(self, job: Job, number: int) -> None:
         """Sends a signal to the command's process group."""
         self._tell(lambda: self._session.signal(job.id, number))

@@ -21,12 +21,18 @@ __all__ = [
     "Started",
     "StreamReset",
     "Welcomed",
+    "Woken",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class Woken(Event):
+    """Nothing has been said: somebody wants whoever waits to look around."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ class Process:
         self._timed_out = False
         self._grace = self._patience_of(None)
         self._detached = False
+        self._interrupted = False
         self._result: Result | None = None
         self.stdin = StdinWriter(agent, self._job)
         if not isinstance(stdin, int):
@@ -191,6 +192,18 @@ class Process:
         self._detached = True
         self._host.left()
 
+    def interrupt(self) -> bool:
+        """For the handler of SIGINT: `wait` raises KeyboardInterrupt as soon as that does no harm.
+
+        Raised anywhere, it may come between taking output and saying so. False: the last one has
+        not been noticed yet, so that `wait` is stuck in a sink.
+        """
+        if self._interrupted:
+            return False
+        self._interrupted = True
+        self._agent.wake(self._job)
+        return True
+
     def wait(self) -> Result:
         """Passes the output on until the command has ended.
 
@@ -231,6 +244,10 @@ class Process:
 
     def _step(self) -> None:
         event = self._agent.take(self._job, self._left())
+        if self._interrupted:
+            self._interrupted = False
+            self._agent.put_back(self._job, event)
+            raise KeyboardInterrupt
         match event:
             case None:
                 self._mind_time()

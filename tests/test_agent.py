@@ -425,3 +425,25 @@ def test_a_guest_that_is_kept_from_running_does_not_time_out(agent: Agent) -> No
     facts = {"stdin": None, "stdout": None, "stderr": None, "idle_timeout": None}
     running = Process(agent, command, agent.start(command), host=host, timeout=0.2, **facts)  # type: ignore[arg-type]
     assert running.wait().outcome == "exited"
+
+
+def test_interrupts_in_the_middle_of_a_flood(agent: Agent) -> None:
+    """However they fall, the command ends, and the session is as good as before."""
+    for rounds in range(30):
+        flood = process(agent, "cat", "/dev/zero", stdout=Discard())
+        before = signal.signal(signal.SIGINT, lambda *_, flood=flood: flood.interrupt())
+        timer = threading.Timer(0.01 + 0.002 * rounds, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                flood.wait()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert flood.result is not None
+        assert flood.result.outcome == "signalled"
+    assert process(agent, "echo", "fine").wait().stdout == b"fine\n"
+
+
+class Discard:
+    def write(self, _data: bytes, /) -> None:
+        return

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,6 +25,9 @@ from guestctl.cli.guests import (
 )
 from guestctl.errors import Detached, GuestctlError, GuestLost, UsageError
 from guestctl.spec import STATUS_BROKEN, Outcome, Result
+
+if TYPE_CHECKING:
+    from guestctl.process import Process
 
 __all__ = ["run"]
 
@@ -54,7 +57,7 @@ def run(command: tuple[str, ...], result: str | None, **options: Any) -> int:
       guestctl run --timeout 60 -- sh -c 'uname -m; id -u'
       guestctl run --arch armv5l --share ./tree -- make -C /work
       guestctl run --arch armv5l --debug-shell --keep-failed -- make
-      guestctl run --tty -- vi /etc/hosts
+      guestctl run --tty -- bash
       guestctl run --attach g0:3
     """
     argv = tuple(os.fsencode(word) for word in command)
@@ -125,9 +128,9 @@ def _run(command: tuple[str, ...], options: dict[str, Any]) -> Result:
     return made
 
 
-def _finished(place: Place, process: Any, options: dict[str, Any], *, terminal: bool) -> Result:
+def _finished(place: Place, process: Process, options: dict[str, Any], *, terminal: bool) -> Result:
     """The result of a command; Ctrl-C ends that, and twice its guest."""
-    _explain_interrupts()
+    _mind_interrupts(process)
     try:
         made = wait(process, terminal=terminal, detachable=not place.own)
     except KeyboardInterrupt:
@@ -173,12 +176,16 @@ def _attached(options: dict[str, Any]) -> Result:
         return _finished(place, process, options, terminal=terminal)
 
 
-def _explain_interrupts() -> None:
-    """Says on the first Ctrl-C what a second one would do."""
+def _mind_interrupts(process: Process) -> None:
+    """The first Ctrl-C stops the command, and says what a second one would do."""
+    told = False
 
     def interrupted(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.stderr.write("guestctl: stopping the command; Ctrl-C again ends its guest\n")
-        signal.default_int_handler(number, frame)
+        nonlocal told
+        if process.result is not None or not process.interrupt():
+            signal.default_int_handler(number, frame)
+        if not told:
+            told = True
+            sys.stderr.write("guestctl: stopping the command; Ctrl-C again ends its guest\n")
 
     signal.signal(signal.SIGINT, interrupted)
