@@ -277,7 +277,9 @@ def test_an_interrupt_of_the_command_line_keeps_the_guest(ours: Pool) -> None:
 def test_a_second_interrupt_ends_the_guest(armv5l_image: Image, places: Places) -> None:
     """The guest is stopped, so that it cannot do what the first one asks for."""
     with Pool("armv5l", 1, name=f"twice-{os.getpid()}", places=places) as pool:
-        process = started(pool, "--", "sleep", "1000")
+        process = started(pool, "--", "sh", "-c", "echo up; sleep 1000")
+        assert process.stdout is not None
+        process.stdout.readline()
         qemu = pool.status()[0]["qemu_pid"]
         os.kill(qemu, signal.SIGSTOP)
         assert process.stderr is not None
