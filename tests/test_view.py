@@ -463,6 +463,20 @@ def test_a_cancelled_call_leaves_nothing(bench: Bench) -> None:
     assert bench.call("say", "still here").status == 0
 
 
+def test_a_call_that_waits_for_others_can_be_cancelled(open_view: Callable[..., Bench]) -> None:
+    bench = open_view(limits=Limits(calls=1, seconds=60))
+    first, second = (probe("sleep", "50", mounts=(ROOT,)) for _ in range(2))
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(bench.view.call, first)
+        wait_for(lambda: len(processes_of(bench.view.pid)) >= 4)
+        waiting = pool.submit(bench.view.call, second)
+        time.sleep(0.1)
+        bench.view.cancel(second)
+        bench.view.cancel(first)
+        assert running.result(30).trouble == "cancelled"
+        assert waiting.result(30).trouble == "cancelled"
+
+
 def test_what_a_tool_leaves_running_ends_with_it(bench: Bench) -> None:
     before = processes_of(bench.view.pid)
     assert bench.call("stay", "write", "/work/a", "x").status == 0

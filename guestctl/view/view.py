@@ -74,18 +74,20 @@ class View:
         for mount in call.mounts:
             if mount.tree is not None and mount.tree not in self.trees:
                 raise UsageError(f"the view has no tree {mount.tree}")
-        with self._slots, contextlib.ExitStack() as files:
-            life, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        life, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.ExitStack() as files:
             files.enter_context(life)
+            files.enter_context(theirs)
+            files.enter_context(self._cancellable(call, life))
+            files.enter_context(self._slots)
             body = _file(files, "call", encode_call(call, self.trees))
             stdin = _file(files, "stdin", call.stdin) if call.stdin is not None else _null(files)
             stdout = _file(files, "stdout")
             stderr = stdout if call.joined else _file(files, "stderr")
             bundle = _file(files, "bundle")
-            with self._cancellable(call, life):
-                with theirs:
-                    self._send([body, theirs.fileno(), stdin, stdout, stderr, bundle])
-                reply = self._wait(life)
+            self._send([body, theirs.fileno(), stdin, stdout, stderr, bundle])
+            theirs.close()
+            reply = self._wait(life)
             return Outcome(
                 status=os.WEXITSTATUS(reply.status) if os.WIFEXITED(reply.status) else None,
                 signal=os.WTERMSIG(reply.status) if os.WIFSIGNALED(reply.status) else None,
@@ -100,7 +102,7 @@ class View:
             )
 
     def cancel(self, call: Call) -> None:
-        """Kills a running call (this very object): it ends with `trouble` `cancelled`."""
+        """Kills a running or waiting call (this very object): its `trouble` is `cancelled`."""
         with self._lock:
             life = self._running.get(id(call))
             if life is not None:

@@ -82,6 +82,8 @@ class Worker:
                 stdout=subprocess.DEVNULL,
                 env={},
                 cwd="/",
+                # A terminal's Ctrl-C is for its owner, which may have calls to end in order.
+                start_new_session=True,
             )
         try:
             self.send(b"S", [memory_file("settings", settings)])
