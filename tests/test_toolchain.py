@@ -128,6 +128,25 @@ def test_other_programs_are_not(files: GuestFiles, used: Toolchain, program: str
     assert found.part == program or found.part.startswith("/usr/bin/")
 
 
+def test_several_compilers_of_a_target_lie_side_by_side(
+    files: GuestFiles, used: Toolchain, places: Places
+) -> None:
+    older = toolchain.install(ARCH, "11", cache_dir=places.cache)
+    assert older.version.startswith("11.")
+    assert {older.id, used.id} <= {each.id for each in toolchain.installed(cache_dir=places.cache)}
+    assert toolchain.find(ARCH, cache_dir=places.cache) == used
+    found = toolchain.pair(files, b"/usr/bin/gcc", PATH, [older, used])
+    assert isinstance(found, Pairing)
+    assert found.toolchain == used
+    other = toolchain.pair(files, b"/usr/bin/gcc", PATH, [older])
+    assert isinstance(other, Mismatch)
+    assert "12.2.0" in other.guest
+    assert "11.3.0" in other.host
+    with pytest.raises(UsageError, match="gcc 3") as caught:
+        toolchain.install(ARCH, "3", cache_dir=places.cache)
+    assert "11" in caught.value.hint
+
+
 # A sysroot of its own: what differs from the image is named.
 
 

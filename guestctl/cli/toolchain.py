@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["group"]
 
+_gcc = click.option(
+    "--gcc", default="", metavar="MAJOR", help="Another gcc than that of the image."
+)
+
 
 @click.group()
 def group() -> None:
@@ -30,9 +34,10 @@ def group() -> None:
 @group.command()
 @click.argument("arch")
 @click.option("--locked", is_flag=True, help="Fail when the archive lacks a locked version.")
+@_gcc
 @mirror_option
 @json_option
-def install(arch: str, locked: bool, mirror: tuple[str, ...], as_json: bool) -> None:
+def install(arch: str, locked: bool, gcc: str, mirror: tuple[str, ...], as_json: bool) -> None:
     """Install the toolchain of ARCH into the cache, or say that it is there. Needs no root.
 
     \b
@@ -44,6 +49,7 @@ def install(arch: str, locked: bool, mirror: tuple[str, ...], as_json: bool) -> 
     with shown() as report:
         made = toolchain.install(
             arch,
+            gcc,
             cache_dir=cache_folder(),
             locked=locked,
             mirror=archive_mirrors(mirror),
@@ -146,9 +152,10 @@ def map_(arch: str, names: tuple[str, ...], as_json: bool) -> None:
 @group.command()
 @click.argument("arch")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the lock here.")
+@_gcc
 @mirror_option
 @json_option
-def lock(arch: str, output: Path | None, mirror: tuple[str, ...], as_json: bool) -> None:
+def lock(arch: str, output: Path | None, gcc: str, mirror: tuple[str, ...], as_json: bool) -> None:
     """Write the lock of ARCH's toolchain anew, from the archive as it is today.
 
     \b
@@ -158,7 +165,9 @@ def lock(arch: str, output: Path | None, mirror: tuple[str, ...], as_json: bool)
     from guestctl import toolchain
 
     mirrors = archive_mirrors(mirror)
-    path, entries = toolchain.lock(arch, cache_dir=cache_folder(), mirror=mirrors, output=output)
+    path, entries = toolchain.lock(
+        arch, gcc, cache_dir=cache_folder(), mirror=mirrors, output=output
+    )
     if as_json:
         print_json({"lock": str(path), "files": len(entries)})
     else:

@@ -13,7 +13,7 @@ from guestctl.errors import ImageError
 __all__ = ["FACTS", "FORM", "Mismatch", "Pairing", "Program", "Toolchain"]
 
 FACTS = "toolchain.json"  # the file of a toolchain's folder that says what it is
-FORM = 6  # of that file, and of the folder
+FORM = 7  # of that file, and of the folder
 
 
 @dataclass(frozen=True)

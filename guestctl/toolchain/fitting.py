@@ -98,12 +98,12 @@ def fit_compiler(
     image = bytearray(data)
     slack = _Slack(image)
     for old, new in {**layout.paths(), **texts}.items():
-        if (_whole(old) in data) != (_whole(new) in native):
+        if bool(_places(data, old)) != bool(_places(native, new)):
             raise ElfError(f"only one of the two compilers holds the text {new[:60]!r}")
-        if old != new and _whole(old) in data:
+        if old != new and _places(data, old):
             slack.replace(old, new)
     name = os.path.basename(layout.cross).encode()  # with which a moved driver's prefix ends
-    if name != os.path.basename(layout.native).encode() and _whole(name) in data:
+    if name != os.path.basename(layout.native).encode() and _places(data, name):
         slack.replace(name, os.path.basename(layout.native).encode())
     _fit_driver(image, slack)
     _fit_collect(image, layout)
@@ -117,8 +117,15 @@ def _without(data: bytes, layout: Layout) -> bytes:
     return own.sub(lambda match: bytes(len(match[0])), data)
 
 
-def _whole(text: bytes) -> bytes:
-    return b"\0" + text + b"\0"
+def _places(data: bytes | bytearray, text: bytes) -> list[int]:
+    """Where a text is that is not the end of a longer one: numbers may come before it."""
+    found = []
+    at = data.find(text + b"\0")
+    while at >= 0:
+        if not 32 <= data[at - 1] < 127:
+            found.append(at)
+        at = data.find(text + b"\0", at + 1)
+    return found
 
 
 class _Slack:
@@ -130,9 +137,10 @@ class _Slack:
     def replace(self, old: bytes, new: bytes) -> None:
         """Puts `new` where `old` is, or elsewhere if there is too little room."""
         image = self.image
-        at = image.find(b"\0" + old + b"\0") + 1
-        if image.count(b"\0" + old + b"\0") != 1:
-            raise ElfError(f"the text {old[:40]!r} is there more than once")
+        places = _places(image, old)
+        if len(places) != 1:
+            raise ElfError(f"the text {old[:40]!r} is there {len(places)} times")
+        at = places[0]
         if len(new) <= len(old):
             image[at : at + len(old)] = new.ljust(len(old), b"\0")
             return
@@ -181,7 +189,7 @@ def _fit_driver(image: bytearray, slack: _Slack) -> None:
     target_system_root to "/".
     """
     elf = Elf(image)
-    if _whole(b"cross_compile") not in image:
+    if not _places(image, b"cross_compile"):
         return
     data = next(s for s in elf.segments if s.kind == PT_LOAD and s.flags & 2)
 
@@ -203,12 +211,13 @@ def _fit_collect(image: bytearray, layout: Layout) -> None:
     It joins the triplet, a dash and the name, one after the other; triplet and dash become empty.
     """
     elf = Elf(image)
-    triplet, dash = _whole(layout.triplet.encode()), _whole(b"-")
-    if image.count(triplet) != 1 or b"\0collect-ld\0" not in image:
+    if not _places(image, b"collect-ld"):
         return
-    named, dashed = (_loads(image, elf, text) for text in (triplet, dash))
+    triplet = layout.triplet.encode()
+    named, dashed = (_loads(image, elf, text) for text in (triplet, b"-"))
     pairs = [(one, other) for one in named for other in dashed if abs(one - other) < 16]
-    empty = elf.address(image.find(triplet))
+    places = _places(image, triplet)
+    empty = elf.address(places[0] + len(triplet)) if len(places) == 1 else None
     if len(pairs) < 4 or empty is None:
         raise ElfError("collect2 joins its names otherwise than is known here")
     for place in (place for pair in pairs for place in pair):
@@ -216,15 +225,15 @@ def _fit_collect(image: bytearray, layout: Layout) -> None:
 
 
 def _loads(image: bytearray, elf: Elf, text: bytes) -> list[int]:
-    """Where the code loads the address of a text, which zeros enclose, or that ends another."""
+    """Where the code loads the address of a text, which may be the end of another."""
     found = []
-    at = image.find(text[1:])
+    at = image.find(text + b"\0")
     while at >= 0:
         address = elf.address(at)
         if address is not None:
             pattern = re.compile(rb"[\xb8-\xbf](?=" + re.escape(struct.pack("<I", address)) + rb")")
             found += [match.end() for match in pattern.finditer(image)]
-        at = image.find(text[1:], at + 1)
+        at = image.find(text + b"\0", at + 1)
     return found
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from guestctl import resources
-from guestctl.errors import HostLacks, ImageError
+from guestctl.errors import HostLacks, ImageError, UsageError
 from guestctl.imaging.workshop import Progress, Report, Step, Workshop
 from guestctl.packages import Archive, PackageGone
 from guestctl.packages.apt import host_architecture
@@ -29,32 +29,41 @@ _GROUPS = ("cross", "library", "native")
 _LIBRARY_FOLDERS = ("usr/lib", "lib")
 
 
-def recipe(arch: str) -> Recipe:
-    """Returns the toolchain's recipe of `arch`; raises UsageError for an unknown one."""
-    path = resources.images() / f"{target(arch).arch}.toolchain.yaml"
+def recipe(arch: str, gcc: str = "") -> Recipe:
+    """Returns the toolchain's recipe of `arch`; raises UsageError for an unknown one.
+
+    `gcc` is a major version, for another compiler than that of the image.
+    """
+    path = _path(target(arch).arch, gcc, "yaml")
     try:
         return parse_recipe(path.read_text(), str(path))
+    except FileNotFoundError:
+        names = [file.name for file in resources.images().glob(f"{arch}.toolchain-*.yaml")]
+        known = " ".join(sorted(name.partition("-")[2].removesuffix(".yaml") for name in names))
+        hint = f"beside the image's own there is {known}" if known else ""
+        raise UsageError(f"there is no toolchain with gcc {gcc} for {arch}", hint=hint) from None
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from None
 
 
 def install(
     arch: str,
+    gcc: str = "",
     *,
     cache_dir: Path,
     locked: bool = False,
     mirror: Sequence[str] = (),
     progress: Report = lambda event: None,
 ) -> Toolchain:
-    """Makes the toolchain of `arch`, or finds it in the cache.
+    """Makes the toolchain of `arch`, or finds it in the cache; `gcc` as for `recipe`.
 
     Packages are those of the lock. When the archive has some of them no more, today's are taken;
     with `locked`, PackageGone is raised instead. Raises HostLacks on a host of another
     architecture than the lock's, and ImageError.
     """
-    made_from = recipe(arch)
+    made_from = recipe(arch, gcc)
     _check_host(made_from)
-    entries = _lock_of(arch)
+    entries = _lock_of(arch, gcc)
     archive = _archive(made_from, cache_dir, mirror)
     workshop = Workshop(cache_dir, jobs=1, report=progress)
     ready = _made(made_from, entries, cache_dir)
@@ -93,12 +102,17 @@ def installed(arch: str | None = None, *, cache_dir: Path) -> list[Toolchain]:
 
 
 def lock(
-    arch: str, *, cache_dir: Path, mirror: Sequence[str] = (), output: Path | None = None
+    arch: str,
+    gcc: str = "",
+    *,
+    cache_dir: Path,
+    mirror: Sequence[str] = (),
+    output: Path | None = None,
 ) -> tuple[Path, tuple[Locked, ...]]:
     """Resolves the recipe against today's archive, and writes the lock beside it or to `output`."""
-    made_from = recipe(arch)
+    made_from = recipe(arch, gcc)
     entries = _resolve(_archive(made_from, cache_dir, mirror), made_from)
-    path = output or _lock_path(arch)
+    path = output or _path(arch, gcc, "lock")
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         draft.write_text(dump_lock(entries, arch).replace("image lock", "toolchain lock", 1))
@@ -126,12 +140,12 @@ def _archive(made_from: Recipe, cache_dir: Path, mirror: Sequence[str]) -> Archi
     return Archive(cache_dir / "packages", suites=made_from.suites, mirror=mirror)
 
 
-def _lock_path(arch: str) -> Path:
-    return resources.images() / f"{arch}.toolchain.lock"
+def _path(arch: str, gcc: str, kind: str) -> Path:
+    return resources.images() / f"{arch}.toolchain{'-' if gcc else ''}{gcc}.{kind}"
 
 
-def _lock_of(arch: str) -> tuple[Locked, ...]:
-    path = _lock_path(arch)
+def _lock_of(arch: str, gcc: str = "") -> tuple[Locked, ...]:
+    path = _path(arch, gcc, "lock")
     try:
         return parse_lock(path.read_text(), str(path))
     except FileNotFoundError:
