@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "job.h"
+#include "serial.h"
 #include "system.h"
 
 int64_t now_ms(void)
@@ -137,7 +138,7 @@ static int start(struct agent *a)
 
 static int usage(void)
 {
-	fputs("usage: agent PORT | agent --fd N [--plain] [--socket NAME]\n", stderr);
+	fputs("usage: agent PORT | agent --line TTY | agent --fd N [--plain] [--socket NAME]\n", stderr);
 	return 2;
 }
 
@@ -153,6 +154,8 @@ int agent_main(int argc, char **argv)
 			a.plain = true;
 		else if (strcmp(argv[i], "--fd") == 0 && i + 1 < argc)
 			a.port = atoi(argv[++i]);
+		else if (strcmp(argv[i], "--line") == 0 && i + 1 < argc)
+			a.port = serial_open(argv[++i], 0);
 		else if (strcmp(argv[i], "--socket") == 0 && i + 1 < argc)
 			a.socket_name = argv[++i];
 		else if (argv[i][0] != '-' && a.port < 0)

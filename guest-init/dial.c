@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "find.h"
+#include "serial.h"
 
 /* What QEMU was told of the network that reaches nothing but the channel. */
 #define OUR_ADDRESS "169.254.77.15"
@@ -134,9 +135,16 @@ static int open_network(const char *name)
 	return fd;
 }
 
+static int open_serial(const char *path)
+{
+	return serial_open(path, 0);
+}
+
 static const struct dialer dialers[] = {
 	{ "virtio", "org.guestctl.agent", find_port, open_port },
 	{ "tcp", "52:54:00:67:63:01", find_interface, open_network },
+	{ "serial:ttyAMA1", "ttyAMA1", find_tty, open_serial },
+	{ "serial:ttyS1", "ttyS1", find_tty, open_serial },
 };
 
 const struct dialer *find_dialer(const char *kind)

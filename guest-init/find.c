@@ -55,6 +55,11 @@ bool find_port(const char *name, char *path, size_t size)
 	return find("/sys/class/virtio-ports", "name", name, "/dev/", path, size);
 }
 
+bool find_tty(const char *name, char *path, size_t size)
+{
+	return snprintf(path, size, "/dev/%s", name) < (int)size && access(path, F_OK) == 0;
+}
+
 bool find_interface(const char *address, char *name, size_t size)
 {
 	return find("/sys/class/net", "address", address, "", name, size);

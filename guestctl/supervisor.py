@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from guestctl.agent import Agent
+from guestctl.bridge import Bridge
 from guestctl.console import ConsoleKeeper
 from guestctl.errors import GuestctlError
 from guestctl.journal import record
@@ -66,6 +67,7 @@ class Supervisor:
         self._pace = 1.0
         self._running: Running | None = None
         self._console: ConsoleKeeper | None = None
+        self._bridge: Bridge | None = None
 
     def run(self, agent: socket.socket, monitor: socket.socket, notify: int) -> None:
         """The guest's whole life."""
@@ -105,6 +107,8 @@ class Supervisor:
         spec = self._spec
         confinement = Confinement(spec.namespaces, reason=spec.unconfined_reason)
         scratch = scratch_disk(Path(spec.scratch_folder), spec.scratch)
+        if spec.channel == "serial":
+            agent = self._bridged(agent)
         with open(self._folder.path / "qemu.log", "wb") as log, agent, monitor:
             self._running = spawn(
                 Machine.of(spec),
@@ -122,6 +126,12 @@ class Supervisor:
         )
         self._console.start()
         self._record("booting")
+
+    def _bridged(self, listening: socket.socket) -> socket.socket:
+        """QEMU's end of a serial line; the other one is made into sessions here."""
+        ours, theirs = socket.socketpair()
+        self._bridge = Bridge(ours.detach(), listening)
+        return theirs
 
     def _boot(self) -> None:
         """Waits for the agent and makes the guest usable; raises GuestLost."""

@@ -24,6 +24,7 @@ class Target:
     board: str
     cpu: str  # the CPU model under TCG
     console: str
+    second_line: str  # what the kernel calls the serial line beside the console
     memory: int
     memory_max: int
     cpus_kvm: tuple[str, ...] = ()
@@ -48,6 +49,7 @@ _ROWS = (
         board="versatilepb",
         cpu="arm926",
         console="ttyAMA0",
+        second_line="ttyAMA1",
         memory=256,
         memory_max=256,
         elf_machine=40,
@@ -69,6 +71,7 @@ _ROWS = (
         board="q35",
         cpu="qemu64",
         console="ttyS0",
+        second_line="ttyS1",
         memory=512,
         memory_max=16384,
         cpus_kvm=("host", "host,-arch-capabilities", "EPYC", "kvm64"),

@@ -12,11 +12,11 @@ PACKAGE = Path(__file__).parent.parent / "guestctl"
 # The layers of docs/architecture.md, lowest first.
 LAYERS: dict[str, int] = {
     **dict.fromkeys(("errors", "resources", "spec", "targets", "version"), 0),
-    **dict.fromkeys(("acl", "entry", "events", "patience", "session", "vmeta", "wire"), 1),
+    **dict.fromkeys(("acl", "line", "entry", "events", "patience", "session", "vmeta", "wire"), 1),
     **dict.fromkeys(("definitions", "document", "recipe"), 1),
     **dict.fromkeys(("archive", "companion", "packages", "pump", "tree", "view"), 2),
     **dict.fromkeys(("console", "jobs", "journal", "rundir", "tail"), 2),
-    **dict.fromkeys(("link", "places", "processes", "qemu", "share"), 2),
+    **dict.fromkeys(("bridge", "link", "places", "processes", "qemu", "share"), 2),
     **dict.fromkeys(("agent", "facts", "guest", "loss", "metering", "mounting"), 3),
     **dict.fromkeys(("offload", "process", "services"), 3),
     **dict.fromkeys(("bundle", "image", "imaging", "system", "toolchain", "translate"), 3),

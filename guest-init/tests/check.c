@@ -5,11 +5,11 @@ int main(int argc, char **argv)
 {
 	int count;
 
-	if (argc != 2) {
-		fputs("usage: check VECTORS\n", stderr);
+	if (argc != 3) {
+		fputs("usage: check FRAMES LINE\n", stderr);
 		return 2;
 	}
-	count = check_vectors(argv[1]);
+	count = check_vectors(argv[1]) + check_line(argv[2]);
 	check_parts();
 	printf("guest-init: %d vectors and the parts are fine\n", count);
 	return 0;

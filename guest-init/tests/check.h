@@ -14,6 +14,7 @@
 	} while (0)
 
 int check_vectors(const char *path);
+int check_line(const char *path);
 void check_parts(void);
 
 #endif

@@ -43,10 +43,11 @@ def group() -> None:
 )
 @click.option(
     "--channel",
-    type=click.Choice(["virtio", "tcp"]),
+    type=click.Choice(["virtio", "tcp", "serial"]),
     default="virtio",
     show_default=True,
-    help="How the agent's bytes travel: a virtio port, or a network that reaches nothing else.",
+    help="How the agent's bytes travel: a virtio port, a network that reaches nothing else, or "
+    "the board's second serial line (slow).",
 )
 @click.option(
     "--network",

@@ -33,6 +33,18 @@ CHANNELS: dict[str, tuple[str, ...]] = {
         "-device",
         "virtio-net-pci,netdev=agent,mac=52:54:00:67:63:01,romfile=",
     ),
+    # The board's second serial line; here `agent` is connected, to what speaks guestctl.line.
+    "serial": (
+        *("-chardev", "socket,id=agent,fd={agent}"),
+        *("-serial", "chardev:agent"),
+    ),
+}
+
+# What the guest's kernel is told of each.
+_TOLD = {
+    "virtio": "",
+    "tcp": " channel=tcp",
+    "serial": " channel=serial:{tty}",
 }
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -93,7 +105,7 @@ def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
     """
     target, paths = machine.target, machine.paths
     kernel_line = f"console={target.console} quiet panic=-1 {target.kernel_options}".rstrip()
-    kernel_line += "" if machine.channel == "virtio" else f" channel={machine.channel}"
+    kernel_line += _TOLD[machine.channel].format(tty=target.second_line)
     argv = [target.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-machine", target.board, "-accel", machine.accelerator, "-cpu", machine.cpu]
     argv += ["-m", str(machine.memory)]

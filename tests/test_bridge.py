@@ -1,0 +1,155 @@
+"""The agent over a serial line: a pseudo terminal with noise on it; sessions come and go."""
+
+from __future__ import annotations
+
+import os
+import pty
+import random
+import select
+import socket
+import subprocess
+import threading
+import tty
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from guestctl.agent import Agent
+from guestctl.bridge import Bridge
+from guestctl.process import Host, Process
+from guestctl.rundir import bound_socket, connected_socket
+from guestctl.spec import Command
+from guestctl.wire import Op
+
+ROOT = Path(__file__).parent.parent
+Spoil = Callable[[bytes], bytes]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("agent")
+    argv = ["make", "-s", "-C", ROOT / "guest-init", "agent", f"OUT={out}"]
+    subprocess.run(argv, check=True, timeout=300)
+    return out / "agent"
+
+
+class Noise:
+    """Loses one byte in `rate`, changes one in `rate`, and repeats a piece now and then."""
+
+    def __init__(self, seed: int, rate: int) -> None:
+        self.chance = random.Random(seed)
+        self.rate = rate
+        self.spoilt = 0
+
+    def __call__(self, data: bytes) -> bytes:
+        out = bytearray(data)
+        for _ in range(self._times(len(out))):
+            at = self.chance.randrange(len(out)) if out else 0
+            match self.chance.randrange(3):
+                case 0:
+                    del out[at : at + 1]
+                case 1 if out:
+                    out[at] ^= 1 << self.chance.randrange(8)
+                case _:
+                    out[at:at] = out[at : at + self.chance.randrange(200)]
+            self.spoilt += 1
+        return bytes(out)
+
+    def _times(self, size: int) -> int:
+        whole, rest = divmod(size, self.rate)
+        return whole + (self.chance.randrange(self.rate) < rest)
+
+
+def cable(left: int, right: int, spoil: Spoil) -> None:
+    """Passes bytes on between two descriptors, spoilt on the way, until one ends."""
+    other = {left: right, right: left}
+    try:
+        while True:
+            for handle in select.select([left, right], [], [])[0]:
+                data = os.read(handle, 4096)
+                if not data:
+                    return
+                data = spoil(data)
+                while data:
+                    data = data[os.write(other[handle], data) :]
+    except OSError:
+        return
+
+
+class Serial:
+    """A native agent at one end of a noisy line, a bridge at the other."""
+
+    def __init__(self, program: Path, folder: Path, rate: int) -> None:
+        master, slave = pty.openpty()
+        tty.setraw(slave)
+        ours, theirs = socket.socketpair()
+        self.noise = Noise(1, rate)
+        self.path = folder / "agent"
+        self.bridge = Bridge(ours.detach(), bound_socket(self.path))
+        self.wire = theirs
+        threading.Thread(
+            target=cable, args=(theirs.fileno(), master, self.noise), daemon=True
+        ).start()
+        name = f"guestctl-line-test-{os.getpid()}-{id(self)}"
+        self.process = subprocess.Popen(
+            [program, "--line", os.ttyname(slave), "--plain", "--socket", name],
+            env={"ASAN_OPTIONS": "detect_leaks=0"},
+        )
+        self.slave = slave
+
+    def session(self, **options: float) -> Agent:
+        return Agent.connect(connected_socket(self.path), timeout=60, hangs_up=False, **options)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.bridge.close()
+        self.wire.close()
+        os.close(self.slave)
+
+
+@pytest.fixture(params=[10**9, 3000], ids=["clean", "noisy"])
+def serial(request: pytest.FixtureRequest, program: Path, tmp_path: Path) -> Iterator[Serial]:
+    made = Serial(program, tmp_path, request.param)
+    yield made
+    made.stop()
+
+
+def run(agent: Agent, *argv: bytes, stdin: bytes | None = None) -> tuple[int, bytes]:
+    command = Command(argv=argv, env=(b"PATH=/usr/bin:/bin",))
+    result = Process(
+        agent, command, agent.start(command), host=Host("line"), stdin=stdin, stdout=None,
+        stderr=None, timeout=120, idle_timeout=None,
+    ).wait()  # fmt: skip
+    return result.status, result.stdout
+
+
+def test_commands_through_noise_and_a_second_session(serial: Serial) -> None:
+    block = random.Random(2).randbytes(100_000) + bytes(100_000)
+    agent = serial.session()
+    agent.request(Op.PREPARE, timeout=60)
+    assert run(agent, b"sh", b"-c", b"echo out; exit 3") == (3, b"out\n")
+    assert run(agent, b"cat", stdin=block) == (0, block)
+    # Cut off in the middle of output that nobody takes; the next one begins with a clean line.
+    agent.start(Command(argv=(b"cat", b"/dev/zero"), env=(b"PATH=/usr/bin:/bin",)))
+    agent.close()
+    again = serial.session()
+    assert again.welcome is not None and len(again.welcome.jobs) <= 1
+    assert run(again, b"echo", b"again") == (0, b"again\n")
+    again.close()
+    assert serial.noise.rate > 10**6 or serial.noise.spoilt > 50
+
+
+def test_a_new_bridge_goes_on_with_the_same_agent(serial: Serial, tmp_path: Path) -> None:
+    """As after a crash of the host's end: the line's other end meets a new one."""
+    agent = serial.session()
+    agent.request(Op.PREPARE, timeout=60)
+    device = os.dup(serial.bridge._device)
+    agent.close()
+    serial.bridge.close()
+    serial.path = tmp_path / "again"
+    serial.bridge = Bridge(device, bound_socket(serial.path))
+    again = serial.session()
+    assert run(again, b"echo", b"again") == (0, b"again\n")
+    again.close()
