@@ -10,6 +10,7 @@ help:
 	@echo "make test    runs the whole test suite, as a user that is not root"
 	@echo "make fuzz    fuzzes the frame decoders of both sides"
 	@echo "make bench   prints how fast things are, as ratios"
+	@echo "make proof   runs what takes long, and writes docs/proof/; goes on where it was"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make clean   removes what was built here; caches stay"
 
@@ -43,6 +44,9 @@ lint:
 
 bench: setup
 	$(BIN)/python -m tests.bench $(BENCH)
+
+proof: setup
+	$(BIN)/python -m tests.proof $(PROOF)
 
 clean:
 	rm -rf $(VENV) guest-init/out host-view/out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

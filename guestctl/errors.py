@@ -43,7 +43,16 @@ __all__ = [
     "UsageError",
     "ViewError",
     "ViewUnavailable",
+    "one_line",
 ]
+
+_CONTROLS = {code: f"\\{code:03o}" for code in (*range(32), *range(127, 160))}
+
+
+def one_line(text: str) -> str:
+    """The text with control characters as octal escapes: names may come from anyone, and neither
+    forge a second line nor move a terminal's cursor."""
+    return text.translate(_CONTROLS)
 
 
 class GuestctlError(Exception):
@@ -52,8 +61,8 @@ class GuestctlError(Exception):
     exit_status = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(one_line(message))
+        self.hint = one_line(hint)
 
 
 class UsageError(GuestctlError):

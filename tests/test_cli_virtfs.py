@@ -125,3 +125,20 @@ def test_warnings_name_the_entry(tmp_path):
     (tmp_path / "tree/bare").write_bytes(b"")
     done = virtfs("collect", tmp_path / "tree", tmp_path / "o.tar")
     assert done.returncode == 0 and b"warning: bare: " in done.stderr
+
+
+def test_hostile_names_stay_on_their_line(tmp_path):
+    """Neither a forged second line nor an escape sequence reaches the terminal."""
+    evil = "x\n\033[2Jguestctl: all is well\x9b1m"
+    wanted = [Member(evil, pax=(("SCHILY.acl.access", "user:jenny:rwx"),)), Member(f"{evil}/y")]
+    (tmp_path / "evil.tar").write_bytes(tar_bytes(wanted))
+    refused = virtfs("stage", tmp_path / "evil.tar", tmp_path / "t")
+    assert refused.returncode == 1
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / evil).touch()
+    warned = virtfs("collect", tmp_path / "tree", tmp_path / "o.tar")
+    checked = virtfs("check", tmp_path / "tree")
+    for output in (refused.stderr, warned.stderr, checked.stdout):
+        assert b"x\\012\\033[2Jguestctl" in output and b"\033" not in output
+        assert "\x9b" not in output.decode()
+        assert not any(line.startswith(b"guestctl: all") for line in output.splitlines())

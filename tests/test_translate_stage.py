@@ -531,3 +531,23 @@ def test_repair_mends_what_check_finds(tmp_path):
     assert found[b"host-link"].target == b"target"
     assert stat.S_ISFIFO(found[b"host-pipe"].mode)
     assert found[b"b"].link == b"a"
+
+
+@pytest.mark.parametrize("known", ["a", "b", "sub/c", None])
+def test_repair_of_links_of_which_one_name_has_metadata(tmp_path, known):
+    """That one counts, wherever it stands; where none has any, they share what is made up."""
+    made = Handmade(tmp_path / "t")
+    made.folder("sub")
+    (made.root / "a").write_bytes(b"x")
+    for name in ("b", "sub/c"):
+        os.link(made.root / "a", made.root / name)
+    if known:
+        made.attributes(known, 0o104755, uid=7)
+    problems = repair(made.root)
+    assert len([p for p in problems if p.path]) == (2 if known else 3)
+    assert all(problem.mended for problem in problems)
+    assert not check(made.root)
+    found = {entry.path: entry for entry in list_tree(made.root)}
+    first = found[b"a"]
+    assert (first.mode, first.uid) == ((0o104755, 7) if known else (0o100644, 0))
+    assert found[b"b"].link == found[b"sub/c"].link == b"a"

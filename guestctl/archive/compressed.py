@@ -96,9 +96,10 @@ def _is_lzma(head: bytes) -> bool:
         return False
     dictionary = int.from_bytes(head[1:5], "little")
     size = int.from_bytes(head[5:13], "little")
-    if not dictionary or dictionary & (dictionary - 1) & ~(1 << (dictionary.bit_length() - 2)):
+    rest = dictionary & (dictionary - 1)  # all but its lowest bit: 2^n, or 2^n + 2^(n-1)
+    if dictionary < 1 << 12 or (rest and rest != 2 * (dictionary ^ rest)):
         return False
-    return dictionary >= 1 << 12 and (size == 2**64 - 1 or 0 < size < 1 << 40)
+    return size == 2**64 - 1 or 0 < size < 1 << 40
 
 
 def _lzma_alone() -> lzma.LZMADecompressor:

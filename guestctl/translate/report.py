@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from guestctl.entry import clean_path
-from guestctl.errors import TreeError, UsageError
+from guestctl.errors import TreeError, UsageError, one_line
 
 __all__ = ["Path", "Progress", "Warnings", "clean_subdir", "told"]
 
@@ -27,7 +27,7 @@ class Warnings:
 
     def add(self, line: str) -> None:
         if len(self.lines) < _WARNINGS:
-            self.lines.append(line)
+            self.lines.append(one_line(line))
         else:
             self.more += 1
 

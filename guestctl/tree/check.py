@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from functools import partial
 
 from guestctl.entry import TARGET_MAX, type_name
 from guestctl.errors import TreeError
@@ -54,6 +55,7 @@ class _Examiner:
         # Links into the cache cannot be written to; links of our own making can.
         self._file_access = 0o400 if read_state(root).links else 0o600
         self._links: dict[tuple[int, int], tuple[bytes, tuple[int, int]]] = {}
+        self._bare: dict[tuple[int, int], list[bytes]] = {}
 
     def run(self) -> Iterator[Problem]:
         if read_state(self._root).partial:
@@ -69,6 +71,7 @@ class _Examiner:
             finally:
                 os.close(fd)
             todo += sorted(folders, reverse=True)
+        yield from self._without()
 
     def _open(self, path: bytes) -> int:
         fd = os.open(b".", OPEN_DIR, dir_fd=self._root)
@@ -247,14 +250,17 @@ class _Examiner:
             held = os.stat(name, dir_fd=meta, follow_symlinks=False)
             mine = held.st_dev, held.st_ino
         known = self._links.get(ident)
-        if known is None:
-            if text is not None:
-                self._links[ident] = at, mine
-            return False
-        first, its = known
-        if mine == its:
+        if text is None:
+            self._bare.setdefault(ident, []).append(at)  # another name may know better
             return True
+        if known is None:
+            self._links[ident] = at, mine
+            return False
+        if mine != known[1]:
+            yield self._unshared(at, fd, name, meta, known[0])
+        return True
 
+    def _unshared(self, at: bytes, fd: int, name: bytes, meta: int, first: bytes) -> Problem:
         def act() -> None:
             parent, _, old = first.rpartition(b"/")
             there = self._open(parent)
@@ -263,9 +269,27 @@ class _Examiner:
             finally:
                 os.close(there)
 
-        detail = f"a hard link to {os.fsdecode(first)}"
-        yield self._report(at, "unshared-links", detail, act)
-        return True
+        return self._report(at, "unshared-links", f"a hard link to {os.fsdecode(first)}", act)
+
+    def _without(self) -> Iterator[Problem]:
+        """The names of files of several names that have no metadata of their own."""
+        for ident, paths in self._bare.items():
+            first = self._links[ident][0] if ident in self._links else b""
+            for at in paths:
+                self.at = at
+                parent, _, name = at.rpartition(b"/")
+                fd = self._open(parent)
+                try:
+                    if first:
+                        yield self._unshared(at, fd, name, -1, first)
+                        continue
+                    first = at
+                    info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                    text = _text(_judge(Meta(), info.st_mode, False)[2])
+                    act = partial(rewrite, fd, name, text, is_root=False)
+                    yield self._report(at, "missing", "", act)
+                finally:
+                    os.close(fd)
 
 
 def _judge(known: Meta, host: int, present: bool) -> tuple[str, str, Meta]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from guestctl.errors import one_line
+
 __all__ = ["KINDS", "Problem"]
 
 # What each kind of problem does to a guest or a build.
@@ -45,4 +47,5 @@ class Problem:
     def line(self) -> str:
         detail = f" ({self.detail})" if self.detail else ""
         done = "; mended" if self.mended else ""
-        return f"{os.fsdecode(self.path) or '.'}: {self.kind}{detail}: {self.consequence}{done}"
+        path = os.fsdecode(self.path) or "."
+        return one_line(f"{path}: {self.kind}{detail}: {self.consequence}{done}")
