@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from guestctl import image
+from guestctl import image, toolchain
 from guestctl.errors import GuestctlError
 from guestctl.places import Places
 from guestctl.qemu.accel import acceleration, qemu_version
@@ -75,7 +75,17 @@ def _view(places: Places) -> Finding:
     return Finding("note", "views", f"all is compiled in guests: {reason}", "see docs/view.md")
 
 
+def _toolchain(row: Target, places: Places) -> Finding:
+    what = f"{row.arch}: toolchain"
+    try:
+        found = toolchain.find(row.arch, cache_dir=places.cache)
+    except GuestctlError as error:
+        return Finding("note", what, f"all is compiled in guests: {error}", error.hint)
+    return Finding("ok", what, f"gcc {found.version}, binutils {found.binutils}")
+
+
 def _target(row: Target, places: Places) -> Iterator[Finding]:
+    yield _toolchain(row, places)
     try:
         yield Finding("ok", f"{row.arch}: qemu", qemu_version(row))
     except GuestctlError as error:

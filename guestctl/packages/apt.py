@@ -71,10 +71,12 @@ def _hint(said: str) -> str:
 
 @functools.cache
 def host_architecture() -> str:
-    """The host's own architecture, as Debian calls it."""
-    done = subprocess.run(
-        ["dpkg", "--print-architecture"], capture_output=True, text=True, timeout=30, check=False
-    )
+    """The host's own architecture, as Debian calls it; raises HostLacks without dpkg."""
+    command = ["dpkg", "--print-architecture"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except FileNotFoundError:
+        raise HostLacks("dpkg is not installed", hint="apt install dpkg") from None
     return done.stdout.strip() or "amd64"
 
 
