@@ -44,6 +44,8 @@ def guest_facts(folder: GuestDir) -> dict[str, Any]:
         "memory": state.get("memory"),
         "confinement": state.get("confinement"),
         "boot_seconds": state.get("boot_seconds"),
+        "start": state.get("start"),
+        "start_reason": state.get("start_reason", ""),
         "pace": state.get("pace"),
         "cause": state.get("cause", ""),
         "share": spec.get("work"),

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from guestctl.cloning import Origin
 from guestctl.errors import GuestLost, PoolError, ShareError
 from guestctl.patience import MOST
 from guestctl.processes import ProcessId
@@ -28,30 +29,30 @@ _REPORT_GRACE = 10.0
 
 
 def start_guest(
-    folder: GuestDir, spec: GuestSpec, runtime: Path, leash: int | None
+    folder: GuestDir, spec: GuestSpec, runtime: Path, leash: int | None, origin: Origin
 ) -> dict[int, GuestDir]:
     """Starts one supervisor; returns the descriptor on which it will report, and its folder.
 
     `leash` is the reading end of a pipe: when its other end is closed, the guest ends.
     """
     folder.path.mkdir(mode=0o700, exist_ok=True)
-    folder.write_spec(asdict(spec))
+    folder.write_spec(asdict(origin.given(spec)))
     in_use = _lock_share(Path(spec.work), runtime)
     agent, monitor = bound_socket(folder.agent), bound_socket(folder.monitor)
     report, notify = os.pipe2(os.O_CLOEXEC)
-    handles = [agent.fileno(), monitor.fileno(), notify]
-    handles += [] if leash is None else [leash]
+    handles = [agent.fileno(), monitor.fileno(), notify, -1 if leash is None else leash]
+    handles += [origin.memory, origin.state]
     # A session of its own: the terminal's Ctrl-C is not for it. -P: the caller's folder holds
     # no modules of ours.
     try:
         with open(folder.path / "supervisor.log", "wb") as log, agent, monitor:
+            argv = [sys.executable, "-P", "-m", "guestctl.supervisor"]
             subprocess.Popen(
-                [sys.executable, "-P", "-m", "guestctl.supervisor", str(folder.path)]
-                + [str(handle) for handle in handles],
+                [*argv, str(folder.path), origin.ident, *(str(handle) for handle in handles)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=[*handles, in_use],
+                pass_fds=[*(handle for handle in handles if handle >= 0), in_use],
                 start_new_session=True,
                 cwd="/",
             )

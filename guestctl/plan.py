@@ -40,6 +40,8 @@ class PoolOptions:
     boot_timeout: float = 120.0
     # Whether the host compiles for the guests: auto, distcc or off.
     offload: str = "auto"
+    # Its guests boot, even where there is a template to clone.
+    cold: bool = False
     # Exactly this folder is the share of the only guest.
     single: bool = False
 

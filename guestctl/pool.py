@@ -11,10 +11,12 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from guestctl.cloning import Origin, origin_of
 from guestctl.errors import AgentBroke, PoolError
 from guestctl.facts import guest_facts, live_jobs, orphans, state_of
 from guestctl.guest import Guest
@@ -105,16 +107,23 @@ class Pool:
         ledger_path(self._places, self.name).unlink(missing_ok=True)
         try:
             waiting = {}
-            for spec in plan.guests:
-                waiting.update(self._start(spec))
+            with self._origin(plan.guests[0]) as origin:
+                for spec in plan.guests:
+                    waiting.update(self._start(spec, origin))
             await_ready(waiting, options.boot_timeout, self._progress)
         except BaseException:
             self.down()
             raise
 
-    def _start(self, spec: GuestSpec) -> dict[int, GuestDir]:
+    def _origin(self, spec: GuestSpec) -> AbstractContextManager[Origin]:
+        """What guests of this pool start from; all of them are alike."""
+        cold = "--cold was given" if self._options.cold else ""
+        return origin_of(spec, self._places.cache, cold=cold, siblings=self._dir.guests())
+
+    def _start(self, spec: GuestSpec, origin: Origin) -> dict[int, GuestDir]:
         leash = self._leash[0] if self._leash else None
-        return start_guest(self._dir.guest(spec.name), spec, self._places.runtime, leash)
+        folder = self._dir.guest(spec.name)
+        return start_guest(folder, spec, self._places.runtime, leash, origin)
 
     def _claim(self, spec: dict[str, Any]) -> None:
         """Makes the run directory, all at once, or says who has it."""
@@ -258,7 +267,9 @@ class Pool:
             # The pool's own tree is part of what a fresh guest must not inherit.
             shutil.rmtree(spec.work, ignore_errors=True)
             Path(spec.work).mkdir(mode=0o700)
-        await_ready(self._start(spec), spec.boot_timeout, self._progress)
+        with self._origin(spec) as origin:
+            waiting = self._start(spec, origin)
+        await_ready(waiting, spec.boot_timeout, self._progress)
 
     def status(self) -> list[dict[str, Any]]:
         """The facts of each guest, as `pool status --json` prints them."""

@@ -157,6 +157,11 @@ class GuestDir:
         return self.path / "console.log"
 
     @property
+    def boot_console(self) -> Path:
+        """What the kernel of a clone said before it was one."""
+        return self.path / "boot.log"
+
+    @property
     def lease(self) -> Path:
         return self.path / "lease"
 
@@ -212,14 +217,8 @@ class GuestDir:
         write_json(self.path / "state.json", facts)
 
     def console_tail(self) -> str:
-        """The console's last lines, as text for people."""
-        try:
-            with open(self.console, "rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - _TAIL))
-                data = file.read()
-        except FileNotFoundError:
-            return ""
+        """The console's last lines, as text for people; a clone's begin before it was one."""
+        data = b"".join(_end_of(path) for path in (self.boot_console, self.console))[-_TAIL:]
         return data.decode(errors="backslashreplace").replace("\r", "")
 
     def supervisor(self) -> ProcessId | None:
@@ -239,6 +238,16 @@ class GuestDir:
             return None
         text = self.lease.read_text(encoding="ascii", errors="replace").strip()
         return int(text) if text.isdigit() else 0
+
+
+def _end_of(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _TAIL))
+            return file.read()
+    except FileNotFoundError:
+        return b""
 
 
 def _process(state: dict[str, Any], name: str) -> ProcessId | None:

@@ -133,6 +133,9 @@ class GuestSpec:
     cache: str = ""
     runtime: str = ""
     ledger: str = ""
+    # The folder of the template that it is cloned from; or why it has to boot.
+    template: str = ""
+    cold: str = ""
 
 
 def status_of_errno(code: int) -> int:

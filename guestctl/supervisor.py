@@ -1,9 +1,10 @@
 """The small process that lives as long as one QEMU: it starts it, boots the guest, keeps the
 console's log, and records how it ended.
 
-Run as `python -m guestctl.supervisor FOLDER AGENT MONITOR NOTIFY [LEASH]` with descriptors: two
-listening sockets, a pipe on which one line of JSON says that the guest is ready or why not, and one
-whose other end its owner holds: when the owner is gone, the guest has no reason to stay.
+Run as `python -m guestctl.supervisor FOLDER ORIGIN AGENT MONITOR NOTIFY LEASH MEMORY STATE` with
+descriptors: two listening sockets, a pipe on which one line of JSON says that the guest is ready or
+why not, one whose other end its owner holds (when the owner is gone, the guest has no reason to
+stay), and what a clone is made of, which ORIGIN names; -1 for what is not there.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from guestctl.qemu.spawn import Running, scratch_disk, spawn
 from guestctl.rundir import GuestDir, bound_socket, connected_socket, flocked
 from guestctl.spec import GuestSpec
 from guestctl.targets import target
+from guestctl.template import Template, load
 from guestctl.wire import Op, Tag
 
 __all__ = ["Supervisor", "main"]
@@ -44,6 +48,8 @@ _EXIT_TIMEOUT = 3.0
 # What a guest may be slower than usual before its time-outs follow, and how far they do.
 _PACE_NOISE = 1.5
 _PACE_MOST = 20.0
+# A clone takes a tenth of a second; where it takes this long it will never come.
+_CLONE_TIMEOUT = 20.0
 # What the console says, and what that means.
 _CAUSES = (
     (b"Kernel panic", "its kernel panicked"),
@@ -54,9 +60,19 @@ _CAUSES = (
 _EVENTS = {"booting": "boot"}
 
 
+@dataclass(frozen=True)
+class MadeOf:
+    """What a clone is made of: descriptors of a template's memory and state."""
+
+    ident: str
+    memory: int
+    state: int
+
+
 class Supervisor:
-    def __init__(self, folder: GuestDir, leash: int | None) -> None:
+    def __init__(self, folder: GuestDir, leash: int | None, made_of: MadeOf | None) -> None:
         self._folder = folder
+        self._made_of = made_of
         self._leash = leash
         self._spec = GuestSpec(**folder.spec())
         self._state: dict[str, Any] = {"name": folder.name, "arch": self._spec.arch}
@@ -78,12 +94,7 @@ class Supervisor:
         begin = time.monotonic()
         self._record("booting")
         try:
-            self._spawn(agent, monitor)
-            self._interruptible = True
-            if self._stopping:
-                raise GuestctlError("it was stopped")
-            self._boot()
-            self._interruptible = False
+            self._start(agent, monitor)
         except (GuestctlError, OSError) as error:
             cause = self._end(str(error))
             _tell(notify, {"error": cause, "console": self._folder.console_tail()})
@@ -103,7 +114,62 @@ class Supervisor:
 
     # --- start ------------------------------------------------------------------------------
 
-    def _spawn(self, agent: socket.socket, monitor: socket.socket) -> None:
+    def _start(self, agent: socket.socket, monitor: socket.socket) -> None:
+        """Makes the guest a clone, or boots it where that is not possible."""
+        spec, made_of = self._spec, self._made_of
+        if made_of is not None:
+            template = Template(Path(spec.template))
+            shutil.copyfile(template.console, self._folder.boot_console)
+            try:
+                self._bring_up(agent, monitor, made_of, min(spec.boot_timeout, _CLONE_TIMEOUT))
+            except (GuestctlError, OSError) as error:
+                if self._stopping:
+                    raise
+                reason = f"a clone did not come: {self._unstarted(str(error))}"
+                template.blame(reason)
+                self._made_of = None
+                self._state["start_reason"] = reason
+                agent, monitor = (
+                    bound_socket(path) for path in (self._folder.agent, self._folder.monitor)
+                )
+            else:
+                template.prove()
+                self._state.update(
+                    start="clone", start_reason="", origin=made_of.ident, memory_fd=made_of.memory
+                )
+                return
+        self._bring_up(agent, monitor, None, spec.boot_timeout)
+        self._state["start"] = "cold"
+        self._state.setdefault("start_reason", spec.cold)
+
+    def _bring_up(
+        self, agent: socket.socket, monitor: socket.socket, made_of: MadeOf | None, timeout: float
+    ) -> None:
+        self._spawn(agent, monitor, made_of)
+        self._interruptible = True
+        if self._stopping:
+            raise GuestctlError("it was stopped")
+        if made_of is not None:
+            load(self._folder.monitor, made_of.state)
+        self._boot(timeout)
+        self._interruptible = False
+
+    def _unstarted(self, cause: str) -> str:
+        """Removes a QEMU that did not become a clone; returns why not."""
+        self._interruptible = False
+        if self._running is not None:
+            if _reaped(self._running, 0.5):
+                cause = self._exit_cause(self._running.process.returncode, cause)
+            else:
+                _kill(self._running, self._folder.qemu())
+            if self._console is not None:
+                self._console.close(2)
+            self._running = None
+        for path in (self._folder.agent, self._folder.monitor):
+            path.unlink(missing_ok=True)
+        return cause
+
+    def _spawn(self, agent: socket.socket, monitor: socket.socket, made_of: MadeOf | None) -> None:
         spec = self._spec
         confinement = Confinement(spec.namespaces, reason=spec.unconfined_reason)
         scratch = scratch_disk(Path(spec.scratch_folder), spec.scratch)
@@ -111,12 +177,14 @@ class Supervisor:
             agent = self._bridged(agent)
         with open(self._folder.path / "qemu.log", "wb") as log, agent, monitor:
             self._running = spawn(
-                Machine.of(spec),
+                replace(Machine.of(spec), saving="load" if made_of else ""),
                 confinement,
                 agent=agent,
                 monitor=monitor,
                 scratch=scratch,
                 log=log.fileno(),
+                ram=made_of.memory if made_of else -1,
+                state=made_of.state if made_of else -1,
             )
         # Our copies are closed now, so that QEMU's end is seen as the sockets' end.
         os.close(scratch)
@@ -133,12 +201,12 @@ class Supervisor:
         self._bridge = Bridge(ours.detach(), listening)
         return theirs
 
-    def _boot(self) -> None:
+    def _boot(self, timeout: float) -> None:
         """Waits for the agent and makes the guest usable; raises GuestLost."""
-        patience = Patience(self._spec.boot_timeout, starved=self._starved)
+        patience = Patience(timeout, starved=self._starved)
         agent = Agent.connect(
             connected_socket(self._folder.agent),
-            timeout=self._spec.boot_timeout,
+            timeout=timeout,
             orphan=0,
             starved=self._starved,
         )
@@ -326,11 +394,15 @@ def _tell(notify: int, facts: dict[str, Any]) -> None:
 
 def main(argv: list[str]) -> None:
     """The process's entry."""
-    folder, agent, monitor, notify, *leash = argv
-    supervisor = Supervisor(GuestDir(Path(folder)), int(leash[0]) if leash else None)
-    supervisor.run(
-        socket.socket(fileno=int(agent)), socket.socket(fileno=int(monitor)), int(notify)
-    )
+    folder, ident, *numbers = argv
+    agent, monitor, notify, leash, memory, state = map(int, numbers)
+    made_of = None
+    if memory >= 0:
+        # Opened anew: guests that start together do not share a position in it.
+        made_of = MadeOf(ident, memory, os.open(f"/proc/self/fd/{state}", os.O_RDONLY))
+        os.close(state)
+    supervisor = Supervisor(GuestDir(Path(folder)), None if leash < 0 else leash, made_of)
+    supervisor.run(socket.socket(fileno=agent), socket.socket(fileno=monitor), notify)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("agent", "facts", "guest", "loss", "metering", "mounting"), 3),
     **dict.fromkeys(("offload", "process", "services"), 3),
     **dict.fromkeys(("bundle", "image", "imaging", "system", "toolchain", "translate"), 3),
+    **dict.fromkeys(("template",), 3),
+    **dict.fromkeys(("cloning",), 4),
     **dict.fromkeys(("builder",), 4),
     **dict.fromkeys(("examine", "launch", "plan", "pool", "probes", "supervisor"), 4),
     **dict.fromkeys(("__init__", "__main__", "cli"), 5),

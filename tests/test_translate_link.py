@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from guestctl.cloning import Origin
 from guestctl.errors import ArchiveError, ShareError, TreeError
 from guestctl.launch import start_guest
 from guestctl.places import Places
@@ -377,7 +378,7 @@ def test_no_guest_gets_links_to_write_to(tmp_path: Path) -> None:
     )
     (tmp_path / "run").mkdir(mode=0o700)
     with pytest.raises(ShareError, match="links into the cache"):
-        start_guest(GuestDir(tmp_path / "g0"), spec, tmp_path / "run", None)
+        start_guest(GuestDir(tmp_path / "g0"), spec, tmp_path / "run", None, Origin())
 
 
 # --- several at once, and one killed ---------------------------------------------------------

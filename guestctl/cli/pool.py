@@ -64,7 +64,7 @@ def group() -> None:
     help="Whether the host compiles for the guests.",
 )
 @click.option("--boot-timeout", type=float, default=120.0, show_default=True, metavar="SECONDS")
-@click.option("--cold", is_flag=True, help="Boot the guests (what happens anyway so far).")
+@click.option("--cold", is_flag=True, help="Boot the guests instead of cloning a template.")
 @click.option("--print-qemu", is_flag=True, help="Print QEMU's command line, and do nothing.")
 def up(
     size: int,
@@ -86,7 +86,6 @@ def up(
     Example:
       guestctl pool up -n 4 --arch armv5l --share /var/tmp/trees
     """
-    del cold
     import time
 
     from guestctl.plan import PoolOptions
@@ -100,6 +99,7 @@ def up(
         "network": network == "user",
         "offload": offload,
         "boot_timeout": boot_timeout,
+        "cold": cold,
     }
     if print_qemu:
         _print_qemu(PoolOptions(arch, size, **options), name)
@@ -160,12 +160,16 @@ def status(name: str | None, as_json: bool, watching: bool, interval: float) -> 
         print_json({"name": pool.name, "guests": guests})
         return
     print_table(
-        ("GUEST", "STATE", "JOB", "ARCH", "QEMU", "LEASE", "ACCEL", "CONFINED", "OFFLOAD", "CAUSE"),
+        (
+            *("GUEST", "STATE", "JOB", "START", "ARCH", "QEMU", "LEASE", "ACCEL", "CONFINED"),
+            *("OFFLOAD", "CAUSE"),
+        ),
         (
             (
                 guest["name"],
                 guest["state"],
                 guest["job"] or "-",
+                guest["start"] or "-",
                 guest["arch"] or "-",
                 guest["qemu_pid"] or "-",
                 guest["lease"] or "-",
@@ -177,7 +181,7 @@ def status(name: str | None, as_json: bool, watching: bool, interval: float) -> 
             for guest in guests
         ),
     )
-    for line in pool.remarks():
+    for line in [*pool.remarks(), *_cold(guests)]:
         click.echo(f"note: {line}", err=True)
     for guest in guests:
         if guest["state"] == "orphaned":
@@ -212,6 +216,15 @@ def events(name: str | None, follow: bool) -> None:
             click.echo(json.dumps(event))
     except KeyboardInterrupt:
         return
+
+
+def _cold(guests: list[dict[str, Any]]) -> list[str]:
+    """Why guests have booted that might have been cloned."""
+    return [
+        f"{guest['name']} is no clone: {guest['start_reason']}"
+        for guest in guests
+        if guest["start_reason"]
+    ]
 
 
 def _confined(facts: dict[str, object] | None) -> str:

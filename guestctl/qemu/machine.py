@@ -7,11 +7,12 @@ not change from one guest to another.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from guestctl.spec import GuestSpec
 from guestctl.targets import Target, target
 
-__all__ = ["CHANNELS", "DESCRIPTORS", "Machine", "Paths", "qemu_argv"]
+__all__ = ["CHANNELS", "DESCRIPTORS", "Machine", "Paths", "Saving", "qemu_argv"]
 
 # What QEMU inherits, and what it is for.
 DESCRIPTORS = ("agent", "monitor", "console", "scratch")
@@ -47,6 +48,23 @@ _TOLD = {
     "serial": " channel=serial:{tty}",
 }
 
+Saving = Literal["", "save", "load"]
+
+# Where the guest's memory lies: QEMU's own; a file that is to be saved; a saved one, of which the
+# guest gets copies of the pages that it writes to, and whose devices come through the monitor.
+_MEMORY: dict[Saving, tuple[str, ...]] = {
+    "": ("-machine", "{board}"),
+    "save": (
+        *("-machine", "{board},memory-backend=ram"),
+        *("-object", "memory-backend-file,id=ram,size={memory}M,mem-path={ram},share=on"),
+    ),
+    "load": (
+        *("-machine", "{board},memory-backend=ram"),
+        *("-object", "memory-backend-file,id=ram,size={memory}M,mem-path={ram},share=off"),
+        *("-incoming", "defer"),
+    ),
+}
+
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -64,7 +82,10 @@ class Paths:
 
 @dataclass(frozen=True)
 class Machine:
-    """One guest's hardware. `memory` in MiB; `accelerator` is `tcg` or `kvm`."""
+    """One guest's hardware. `memory` in MiB; `accelerator` is `tcg` or `kvm`.
+
+    `saving`: whether this guest becomes a template, or a clone of one.
+    """
 
     target: Target
     paths: Paths
@@ -74,6 +95,7 @@ class Machine:
     security_model: str = "mapped-file"
     network: bool = False
     channel: str = "virtio"
+    saving: Saving = ""
 
     @classmethod
     def of(cls, spec: GuestSpec) -> Machine:
@@ -101,14 +123,18 @@ def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
     """The whole command line; `descriptors` names a file descriptor for each of DESCRIPTORS.
 
     `agent` and `monitor` are listening unix sockets, `console` is a connected one, `scratch` an
-    open disk image.
+    open disk image, `ram` a file for the memory where `saving` needs one.
     """
     target, paths = machine.target, machine.paths
     kernel_line = f"console={target.console} quiet panic=-1 {target.kernel_options}".rstrip()
     kernel_line += _TOLD[machine.channel].format(tty=target.second_line)
     argv = [target.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    argv += ["-machine", target.board, "-accel", machine.accelerator, "-cpu", machine.cpu]
-    argv += ["-m", str(machine.memory)]
+    ram = f"/proc/self/fd/{descriptors.get('ram', -1)}"
+    argv += [
+        word.format(board=target.board, memory=machine.memory, ram=ram)
+        for word in _MEMORY[machine.saving]
+    ]
+    argv += ["-accel", machine.accelerator, "-cpu", machine.cpu, "-m", str(machine.memory)]
     argv += ["-kernel", paths.kernel, "-initrd", paths.initramfs, "-append", kernel_line]
     argv += ["-dtb", paths.dtb] if paths.dtb else []
     argv += ["-chardev", f"socket,id=console,fd={descriptors['console']}"]

@@ -144,8 +144,13 @@ def spawn(
     monitor: socket.socket,
     scratch: int,
     log: int,
+    ram: int = -1,
+    state: int = -1,
 ) -> Running:
-    """Starts QEMU; its own messages go to descriptor `log`. Raises HostLacks without a QEMU."""
+    """Starts QEMU; its own messages go to descriptor `log`. Raises HostLacks without a QEMU.
+
+    `ram` and `state` are for a template or a clone of one, see guestctl.template.
+    """
     qemu_program(machine.target)
     ours, theirs = socket.socketpair()
     descriptors = {
@@ -154,6 +159,10 @@ def spawn(
         "console": theirs.fileno(),
         "scratch": scratch,
     }
+    if ram >= 0:
+        descriptors["ram"] = ram
+    if state >= 0:
+        descriptors["state"] = state
     read_info, write_info = os.pipe2(os.O_CLOEXEC)
     argv = command_line(machine, confinement, descriptors, write_info)
     process = None

@@ -225,7 +225,7 @@ def test_qemu_killed_while_it_boots(armv5l_image: Image, places: Places) -> None
 
     def up() -> None:
         try:
-            Pool("armv5l", 1, name=name, places=places)
+            Pool("armv5l", 1, name=name, places=places, cold=True)
         except GuestLost as error:
             caught.append(error)
 

@@ -1,0 +1,379 @@
+"""Templates: guests saved at the point where the agent waits and nothing is mounted.
+
+CACHE/templates/
+    KEY/               one image on one machine; appears as a whole
+        ram            the memory, without its zeros
+        state          what QEMU says of its devices
+        console.log    what the kernel had to say
+        template.json  written last: what the two files must be
+    KEY.lock           flock: held while the template is made
+    KEY.failed         why there is none; for ten minutes nobody tries again
+
+A clone maps the memory copy-on-write. QEMU opens what it maps for writing, and must not be able
+to write to what others start from: so it gets a sealed copy in memory, which all clones that
+start together share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from guestctl.agent import Agent
+from guestctl.errors import GuestctlError
+from guestctl.qemu.accel import qemu_program
+from guestctl.qemu.confine import Confinement
+from guestctl.qemu.machine import DESCRIPTORS, Machine, Paths, qemu_argv
+from guestctl.qemu.monitor import Monitor
+from guestctl.qemu.spawn import Running, scratch_disk, spawn
+from guestctl.rundir import bound_socket, connected_socket, read_json, write_json
+from guestctl.spec import GuestSpec
+
+__all__ = ["NoTemplate", "Saved", "Template", "load", "obtain"]
+
+# Raised when a template is made in another way.
+_VERSION = 2
+_SETTLE = 0.25  # until the guest has nothing left to do
+_SAVE_TIMEOUT = 30.0
+_LOAD_TIMEOUT = 10.0
+_GIVEN_UP = 600.0
+_FAIR_TIMEOUT = 20.0
+_POLL = 0.02
+_GRAIN = 4096
+_CHUNK = 1 << 20
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class NoTemplate(GuestctlError):
+    """There is no template, and the guest has to boot; the message says why."""
+
+
+class Template:
+    """One that lies in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def console(self) -> Path:
+        return self.folder / "console.log"
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Saved]:
+        """Both files, as they were when it was made.
+
+        Raises NoTemplate where it is not there, of another boot of the host, or damaged.
+        """
+        facts = read_json(self.folder / "template.json")
+        if not facts:
+            raise NoTemplate("it has not been made")
+        if facts.get("boot") != _boot():
+            # Nothing is forced to the disk: after a power cut the files may be short.
+            raise NoTemplate("it is from before the host's last boot")
+        with contextlib.ExitStack() as stack:
+            handles = {}
+            for name in ("ram", "state"):
+                try:
+                    handles[name] = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise NoTemplate(f"its {name} cannot be read: {error.strerror}") from None
+                stack.callback(os.close, handles[name])
+                if facts.get(name) != _identity(handles[name]):
+                    raise NoTemplate(f"its {name} was changed")
+            yield Saved(f"{self.folder.name} {facts['ram']}", handles["ram"], handles["state"])
+
+    def discard(self, reason: str = "") -> None:
+        """Removes it; with a `reason`, none is made in its place for a while."""
+        if reason:
+            _give_up(self.folder, reason)
+        # What makes it valid goes first.
+        (self.folder / "template.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def prove(self) -> None:
+        """Remembers that a guest has come out of it."""
+        with contextlib.suppress(OSError):
+            self._proof.touch()
+
+    def blame(self, reason: str) -> None:
+        """A clone did not come: a template that was good once is made anew, another is not."""
+        self.discard("" if self._proof.exists() else reason)
+
+    @property
+    def _proof(self) -> Path:
+        return self.folder / "proven"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A template's files, open: `ident` names what is in them, memory and state."""
+
+    ident: str
+    ram: int
+    state: int
+
+    def memory(self) -> int:
+        """A descriptor of a sealed copy of the memory. Raises NoTemplate."""
+        try:
+            return _sealed_copy(self.ram)
+        except OSError as error:
+            raise NoTemplate(f"its memory cannot be copied: {error.strerror}") from None
+
+
+def load(monitor: Path, state: int) -> None:
+    """Has a QEMU that waits for it become a clone; it inherited descriptor `state`.
+
+    Raises MonitorError.
+    """
+    with Monitor(monitor, _LOAD_TIMEOUT) as qemu:
+        _ignore_shared(qemu)
+        qemu.ask("migrate-incoming", uri=f"fd:{state}")
+
+
+def _boot() -> str:
+    return _BOOT_ID.read_text(encoding="ascii").strip()
+
+
+def _identity(file: Path | int) -> list[int]:
+    facts = os.stat(file)
+    return [facts.st_ino, facts.st_size, facts.st_mtime_ns]
+
+
+def _mark(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.failed")
+
+
+def _give_up(folder: Path, reason: str) -> None:
+    write_json(_mark(folder), {"time": time.time(), "reason": reason})
+
+
+# --- finding and making ---------------------------------------------------------------------
+
+
+def obtain(spec: GuestSpec, cache: Path) -> Template:
+    """The template for guests like `spec`, made where there is none that fits.
+
+    Raises NoTemplate.
+    """
+    if spec.channel != "virtio" or spec.network:
+        raise NoTemplate("only a guest with a virtio channel and without a network is saved")
+    folder = cache / "templates" / _key(spec)
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    template = Template(folder)
+    with contextlib.suppress(NoTemplate), template.opened():
+        return template
+    failed = read_json(_mark(folder))
+    if 0 <= time.time() - failed.get("time", 0) < _GIVEN_UP:
+        raise NoTemplate(str(failed.get("reason")))
+    with _locked(folder.with_name(f"{folder.name}.lock"), spec.boot_timeout):
+        try:
+            with template.opened():
+                return template  # somebody else has made it meanwhile
+        except NoTemplate:
+            _make(spec, template)
+    return template
+
+
+def _key(spec: GuestSpec) -> str:
+    """What a saved guest depends on: QEMU, its devices and their order, and the image."""
+    machine = _machine(spec, replace(Machine.of(spec).paths, work="", base=""))
+    files = [qemu_program(machine.target), spec.kernel, spec.initramfs, spec.root, spec.dtb]
+    told = (
+        _VERSION,
+        qemu_argv(machine, {name: number for number, name in enumerate((*DESCRIPTORS, "ram"))}),
+        [(path, _identity(Path(path).resolve())) for path in files if path],
+        spec.scratch,
+        _processor() if spec.accelerator == "kvm" else "",
+    )
+    return f"{spec.arch}-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}"
+
+
+def _processor() -> str:
+    """What a guest under KVM may depend on of the host's processor."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    return "\n".join(line for line in lines[:30] if line.startswith(("model", "flags", "stepping")))
+
+
+def _machine(spec: GuestSpec, paths: Paths) -> Machine:
+    return replace(Machine.of(spec), paths=paths, saving="save", security_model="mapped-file")
+
+
+@contextlib.contextmanager
+def _locked(path: Path, timeout: float) -> Iterator[None]:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise NoTemplate(
+                        f"another process has been making it for {timeout:g} s"
+                    ) from None
+                time.sleep(_POLL)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _make(spec: GuestSpec, template: Template) -> None:
+    """Boots a guest, saves it aside, and renames that; the caller holds the lock."""
+    aside = template.folder.with_name(f".{template.folder.name}")
+    for left in (aside, template.folder):
+        shutil.rmtree(left, ignore_errors=True)
+    aside.mkdir(mode=0o700)
+    try:
+        begin = time.monotonic()
+        _save(spec, aside)
+        facts: dict[str, Any] = {name: _identity(aside / name) for name in ("ram", "state")}
+        facts |= {"boot": _boot(), "seconds": round(time.monotonic() - begin, 3)}
+        write_json(aside / "template.json", facts)
+        os.rename(aside, template.folder)
+    except (GuestctlError, OSError) as error:
+        # A time-out that was short on purpose says nothing of the template.
+        if spec.boot_timeout >= _FAIR_TIMEOUT:
+            _give_up(template.folder, str(error))
+        raise NoTemplate(str(error)) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _save(spec: GuestSpec, aside: Path) -> None:
+    run = aside / "run"
+    for folder in (run, run / "work", run / "base"):
+        folder.mkdir(mode=0o700)
+    paths = replace(Machine.of(spec).paths, work=str(run / "work"), base=str(run / "base"))
+    memory = os.memfd_create("guestctl-template", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(memory, spec.memory << 20)
+        running = _spawned(_machine(spec, paths), spec, run, memory)
+        try:
+            console = threading.Thread(
+                target=_keep, args=(running.console, aside / "console.log"), daemon=True
+            )
+            console.start()
+            _await_agent(run / "agent", spec.boot_timeout)
+            _write_state(run / "monitor", aside / "state")
+            running.process.wait(_SAVE_TIMEOUT)
+            console.join(1)
+        finally:
+            running.process.kill()
+            running.process.wait()
+            running.console.close()
+        _write_memory(memory, aside / "ram")
+    finally:
+        os.close(memory)
+    shutil.rmtree(run)
+
+
+def _spawned(machine: Machine, spec: GuestSpec, run: Path, memory: int) -> Running:
+    scratch = scratch_disk(Path(spec.scratch_folder), spec.scratch)
+    try:
+        with (
+            open(run / "qemu.log", "wb") as log,
+            bound_socket(run / "agent") as agent,
+            bound_socket(run / "monitor") as monitor,
+        ):
+            return spawn(
+                machine,
+                Confinement(spec.namespaces),
+                agent=agent,
+                monitor=monitor,
+                scratch=scratch,
+                log=log.fileno(),
+                ram=memory,
+            )
+    finally:
+        os.close(scratch)
+
+
+def _keep(connection: socket.socket, path: Path) -> None:
+    with open(path, "wb", buffering=0) as log, contextlib.suppress(OSError):
+        while data := connection.recv(65536):
+            log.write(data)
+
+
+def _await_agent(path: Path, timeout: float) -> None:
+    """Until the agent has answered, is alone again, and the guest has come to rest."""
+    Agent.connect(connected_socket(path), timeout=timeout, orphan=0).close()
+    time.sleep(_SETTLE)
+
+
+def _ignore_shared(qemu: Monitor) -> None:
+    """The memory is where it is: it does not go through the state."""
+    capability = {"capability": "x-ignore-shared", "state": True}
+    qemu.ask("migrate-set-capabilities", capabilities=[capability])
+
+
+def _write_state(monitor: Path, path: Path) -> None:
+    with Monitor(monitor, _SAVE_TIMEOUT) as qemu, open(path, "xb") as state:
+        # Not stopped before: a guest that was saved running runs when it has been loaded.
+        _ignore_shared(qemu)
+        # With the sandbox an `exec:` would be the end of QEMU; a descriptor is all it needs.
+        qemu.ask("getfd", fdname="state", files=[state.fileno()])
+        qemu.ask("migrate", uri="fd:state")
+        qemu.await_status("query-migrate", "completed", ("failed", "cancelled"))
+        qemu.ask("quit")
+    os.chmod(path, 0o400)
+
+
+# --- memory ---------------------------------------------------------------------------------
+
+
+def _write_memory(memory: int, path: Path) -> None:
+    """Writes what is not zero to a file of the same size."""
+    zero = bytes(_GRAIN)
+    with open(path, "xb", buffering=0) as file:
+        file.truncate(os.fstat(memory).st_size)
+        for begin, end in _data(memory):
+            for at in range(begin, end, _CHUNK):
+                chunk = os.pread(memory, min(_CHUNK, end - at), at)
+                for page in range(0, len(chunk), _GRAIN):
+                    data = chunk[page : page + _GRAIN]
+                    if data != zero:
+                        os.pwrite(file.fileno(), data, at + page)
+    os.chmod(path, 0o400)
+
+
+def _sealed_copy(source: int) -> int:
+    memory = os.memfd_create("guestctl-clone", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(memory, os.fstat(source).st_size)
+        for at, end in _data(source):
+            os.lseek(memory, at, os.SEEK_SET)
+            left = end - at
+            while left:
+                sent = os.sendfile(memory, source, end - left, left)
+                if not sent:
+                    raise NoTemplate("its memory was cut short")
+                left -= sent
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(memory)
+        raise
+    return memory
+
+
+def _data(handle: int) -> Iterator[tuple[int, int]]:
+    """Where a sparse file has data, from and to."""
+    at, size = 0, os.fstat(handle).st_size
+    while at < size:
+        try:
+            begin = os.lseek(handle, at, os.SEEK_DATA)
+        except OSError:
+            return  # nothing but a hole
+        at = os.lseek(handle, begin, os.SEEK_HOLE)
+        yield begin, at
