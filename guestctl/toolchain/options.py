@@ -71,14 +71,12 @@ COMPILER = Table(
         "-imultiarch": _PLACES,
         "-no-canonical-prefixes": _PLACES,
         "-stdlib": _PLACES,
-        "-V": _OTHER,
         "-b": _OTHER,
         "-m16": _OTHER,
         "-m32": _OTHER,
         "-mx32": _OTHER,
         "-mandroid": _OTHER,
         "-mbig-endian": _OTHER,
-        "-mabi": _OTHER,
         "-mfloat-abi=hard": _OTHER,
         "-march=native": _CPU,
         "-mtune=native": _CPU,
@@ -123,6 +121,7 @@ COMPILER = Table(
         " -print-multi-directory -print-multi-lib -print-multi-os-directory -print-multiarch"
         " -print-sysroot -print-sysroot-headers-suffix --coverage -coverage -pass-exit-codes"
         " -dM -dD -dI -dN -dU -dA -dp -dP -da -dx"
+        " -V -qversion -version"  # gcc knows none of these: configure tries them
     ),
     families=(
         "-f", "-m", "-W", "-O", "-g", "-std=", "--std=", "-save-temps=", "-print-file-name=",

@@ -94,6 +94,8 @@ def translate(
     the stub. `argv` is as the stub got it; `environ` holds at least what ENVIRONMENT names of the
     caller's. `response` reads the files that words such as @FILE name.
     """
+    if not argv:
+        return Refusal("a call without a name")
     try:
         words = [_text(word) for word in expand(argv[1:], response)]
         kept = _environment(environ)
@@ -200,6 +202,8 @@ class _Driver:
         return not quiet and not linked
 
     def option(self, word: str, waiting: Iterator[str]) -> None:
+        if word.startswith(("--print-", "--dump")):
+            word = word[1:]
         for start, reason in COMPILER.refused.items():
             if word.startswith(start) and word not in COMPILER.known:
                 raise _Refused(f"{word}: {reason}")
