@@ -19,6 +19,7 @@ import pytest
 from guestctl import Pool, PoolError, journal
 from guestctl.image import Image
 from guestctl.places import Places
+from tests.guest.conftest import CHANNEL
 
 GUESTCTL = [sys.executable, "-m", "guestctl"]
 
@@ -26,7 +27,7 @@ GUESTCTL = [sys.executable, "-m", "guestctl"]
 @pytest.fixture(scope="module")
 def ours(armv5l_image: Image, places: Places) -> Iterator[Pool]:
     """A pool that other modules' tests do not look into: its journal is counted here."""
-    with Pool("armv5l", 1, name=f"jobs-{os.getpid()}", places=places) as made:
+    with Pool("armv5l", 1, name=f"jobs-{os.getpid()}", places=places, channel=CHANNEL) as made:
         yield made
 
 
