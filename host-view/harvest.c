@@ -102,15 +102,15 @@ static const struct given_file *find_given(const struct walk *w)
 }
 
 /*
- * Was a file there that was written in place? Overlayfs marks what it has copied up, where the
- * tmpfs takes attributes (Linux 6.6); before, only an equal mode tells.
+ * May a file be the old one, written in place? Overlayfs marks what it has copied up, unless that has
+ * several names, where the tmpfs takes attributes (Linux 6.6). Else only an equal mode tells.
  */
-static bool in_place(const struct walk *w, int upper, const char *name)
+static bool may_be_old(const struct walk *w, int upper, const char *name, const struct stat *old)
 {
 	int fd;
 	ssize_t n;
 
-	if (!w->attributes)
+	if (!w->attributes || old->st_nlink > 1)
 		return true;
 	fd = openat(upper, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 	if (fd < 0)
@@ -134,7 +134,7 @@ static void see_file(struct walk *w, const struct layers *at, const char *name,
 			(size_t)st->st_size == given->length;
 	} else if (at->share < 0 || fstatat(at->share, name, &old, AT_SYMLINK_NOFOLLOW) ||
 		   !S_ISREG(old.st_mode) || !faccessat(at->links, name, F_OK, AT_SYMLINK_NOFOLLOW) ||
-		   !in_place(w, at->upper, name)) {
+		   !may_be_old(w, at->upper, name, &old)) {
 		existed = same = false;
 	} else {
 		existed = mode == (old.st_mode & 07777) || shown_with(w->path, mode);

@@ -270,14 +270,17 @@ def attributes_on_tmpfs() -> bool:
 
 def test_a_new_file_in_an_old_one_s_place_is_told_from_it(bench: Bench) -> None:
     """Other names of the old one keep its content, so the guest must do the same."""
-    bench.share.file("new", "x")
-    bench.share.file("same", "x")
+    for name in ("new", "same", "two names"):
+        bench.share.file(name, "x")
+    bench.share.hard("two names", "other")
     outcome = bench.call(
-        "unlink", "new", "write", "new", "y", "write", "same", "y", cwd=b"/work", umask=0o077
-    )
+        "unlink", "new", "write", "new", "y", "write", "same", "y", "write", "two names", "y",
+        cwd=b"/work", umask=0o077,
+    )  # fmt: skip
     assert names(outcome) == {
         b"/work/new": Written(b"/work/new", "file", 0o600 if attributes_on_tmpfs() else None, b"y"),
         b"/work/same": Written(b"/work/same", "file", None, b"y"),
+        b"/work/two names": Written(b"/work/two names", "file", None, b"y"),
     }
 
 

@@ -35,9 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.fixture(params=["mapped-file", "mapped-xattr"])
+both_models = pytest.mark.parametrize("share", ["mapped-file", "mapped-xattr"], indirect=True)
+
+
+@pytest.fixture
 def share(request: pytest.FixtureRequest, tmp_path: Path) -> GuestShare:
-    made = GuestShare(tmp_path / "share", request.param)
+    made = GuestShare(tmp_path / "share", getattr(request, "param", "mapped-file"))
     made.file("a.c", "int a;\n")
     return made
 
@@ -64,6 +67,7 @@ def fails_without_the_secret(outcome: Outcome) -> None:
     assert SECRET.encode() not in everything(outcome)
 
 
+@both_models
 def test_the_compiler_works_here_at_all(view: View, share: GuestShare) -> None:
     """Else all that follows would fail for the wrong reason."""
     share.file("b.h", "#define B 1\n")
@@ -115,6 +119,7 @@ def test_paths_of_the_host_lead_nowhere(
         fails_without_the_secret(gcc(view, *argv))
 
 
+@both_models
 def test_links_of_the_share_lead_into_the_guest_only(
     view: View, share: GuestShare, folder: Path
 ) -> None:
@@ -161,6 +166,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return made
 
 
+@both_models
 def test_nothing_of_the_guest_s_runs_on_the_host(
     view: View, share: GuestShare, native: dict[str, bytes]
 ) -> None:
