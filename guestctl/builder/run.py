@@ -72,8 +72,9 @@ class Outcome:
 
 
 class Builder:
-    """Builds what a planner finds missing. `logs` is the folder for logs, `scratch` for what is
-    half done; both on the disk of the store.
+    """Builds what a planner finds missing. `folder` is for logs and for what is half done, on the
+    disk of the store. With `max_local`, a build fails in which more than so many percent of the
+    calls of compilers and the like ran in the guest.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class Builder:
         folder: Path,
         *,
         listener: Callable[[Event], None] = lambda _event: None,
+        max_local: float | None = None,
     ) -> None:
+        self.max_local = max_local
         self.planner = planner
         self.store = store
         self.sources = sources
@@ -283,6 +286,7 @@ class _Run:
                 sandbox.build(scratch / TAR)
             finally:
                 del self.sandboxes[name]
+        self._check_share(name, sandbox)
         facts = manifest.describe(
             planner.components[name],
             planner.inputs[name],
@@ -290,12 +294,23 @@ class _Run:
             source=identity,
             seconds=sandbox.seconds,
             guest=guest.name,
-            ledger={},
+            ledger=dict(sandbox.calls),
         )
         with open(log, "rb") as text, gzip.open(scratch / LOG, "wb") as packed:
             packed.writelines(text)
         files = {each: scratch / each for each in (TAR, LOG)}
         builder.store.put(planner.key(name), files, facts)
+
+    def _check_share(self, name: str, sandbox: Sandbox) -> None:
+        """Raises BuildError when too much of the compiling was done in the guest."""
+        bound = self.builder.max_local
+        calls, local = sandbox.calls.total(), sandbox.calls["guest"]
+        if bound is None:
+            return
+        if sandbox.guest.offload is None:
+            raise BuildError(f"{name}: the host compiles nothing: offload is off")
+        if 100 * local > bound * calls:
+            raise BuildError(f"{name}: {local} of {calls} calls ran in the guest, {bound:g} % may")
 
     def _job(self, name: str, source: Path | None) -> Job:
         """What the sandbox needs; raises BuildError when an artifact of the sysroot is gone."""

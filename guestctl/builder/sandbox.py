@@ -12,6 +12,7 @@ import shlex
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,13 +76,16 @@ class Job:
 
 @dataclass
 class Sandbox:
-    """A leased guest while it builds one component. `seconds` are those of each step."""
+    """A leased guest while it builds one component. `seconds` are those of each step, `calls` say
+    how many calls of compilers and the like ran where (docs/offload.md).
+    """
 
     guest: Guest
     job: Job
     log: BinaryIO
     step: Callable[[str], None] = lambda _name: None
     seconds: dict[str, float] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
     _running: Process | None = None
     _stopped: bool = False
 
@@ -153,12 +157,15 @@ class Sandbox:
             timeout=_STEP_TIMEOUT,
             idle_timeout=_IDLE_TIMEOUT,
         )
+        process = self._running
         try:
             if self._stopped:
-                self._running.cancel()
-            result = self._running.wait()
+                process.cancel()
+            result = process.wait()
         finally:
             self._running = None
+            if self.guest.offload:
+                self.calls += self.guest.offload.ledger.tally(process.id)
         if result.status:
             line = command.strip().splitlines()[0]
             raise BuildError(

@@ -28,6 +28,12 @@ __all__ = ["build"]
 @click.option("--keep-going", is_flag=True, help="After a failure, build what does not need it.")
 @click.option("--explain", is_flag=True, help="Say why it will be built, and build nothing.")
 @click.option("--log", "show_log", is_flag=True, help="Print the log of its last build.")
+@click.option(
+    "--max-local",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="Fail when more of the compilers' calls than this ran in the guest.",
+)
 @click.option("--offline", is_flag=True, help="Use sources in the cache only.")
 @json_option
 def build(
@@ -38,6 +44,7 @@ def build(
     keep_going: bool,
     explain: bool,
     show_log: bool,
+    max_local: float | None,
     offline: bool,
     as_json: bool,
 ) -> None:
@@ -51,7 +58,7 @@ def build(
       guestctl build definitions hello --arch armv5l --explain
     """
     with _Screen() as screen:
-        builder = _builder(definitions, arch, offline, screen)
+        builder = _builder(definitions, arch, offline, max_local, screen)
         planner = builder.planner
         if explain:
             _explain(planner, component, as_json)
@@ -66,7 +73,9 @@ def build(
     outcome.check()
 
 
-def _builder(definitions: Path, arch: str, offline: bool, screen: _Screen) -> Builder:
+def _builder(
+    definitions: Path, arch: str, offline: bool, max_local: float | None, screen: _Screen
+) -> Builder:
     from guestctl import image
     from guestctl.builder.components import load_project
     from guestctl.builder.plan import Planner, Platform
@@ -78,7 +87,8 @@ def _builder(definitions: Path, arch: str, offline: bool, screen: _Screen) -> Bu
     places = Places.of_user()
     project = load_project(definitions, arch)
     made = image.load(arch, cache_dir=places.cache)
-    platform = Platform(arch, image.recipe(arch).triplet, {"image": made.id})
+    facts = {"image": made.id, "toolchain": _toolchain(arch, places.cache)}
+    platform = Platform(arch, image.recipe(arch).triplet, facts)
     store = Store(places.data)
     archive = image.archive(arch, cache_dir=places.cache)
 
@@ -87,7 +97,15 @@ def _builder(definitions: Path, arch: str, offline: bool, screen: _Screen) -> Bu
 
     sources = Sources(places.cache / "sources", {}, {"debian": debian}, offline)
     planner = Planner(project, platform, store, sources)
-    return Builder(planner, store, sources, places.data, listener=screen)
+    return Builder(planner, store, sources, places.data, listener=screen, max_local=max_local)
+
+
+def _toolchain(arch: str, cache: Path) -> str:
+    """What identifies the compilers that the host lends, if it has any."""
+    from guestctl.toolchain import installed
+
+    found = installed(arch, cache_dir=cache)
+    return found[0].id if found else ""
 
 
 def _pool(arch: str, size: int) -> Pool:
