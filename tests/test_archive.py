@@ -418,3 +418,16 @@ def test_pax_numbers_may_have_zeros_in_front(tmp_path):
     stage(io.BytesIO(tar_bytes([Member("f", data=b"four", pax=pax)])), tmp_path / "tree")
     (entry,) = [entry for entry in list_tree(tmp_path / "tree") if entry.path]
     assert (entry.size, entry.uid) == (4, 7)
+
+
+def test_an_xz_dictionary_beyond_bounds_is_refused(tmp_path, monkeypatch):
+    from guestctl.archive import compressed
+    from guestctl.translate import stage
+
+    packed = lzma.compress(tar_bytes([Member("a", data=b"a")]), preset=6)
+    (tmp_path / "s.tar.xz").write_bytes(packed)
+    stage(tmp_path / "s.tar.xz", tmp_path / "one")
+    monkeypatch.setattr(compressed, "_XZ_MEMORY", 1 << 20)
+    with pytest.raises(ArchiveError, match="dictionary takes more than 1 MiB") as caught:
+        stage(tmp_path / "s.tar.xz", tmp_path / "two")
+    assert "xz -dc" in caught.value.hint

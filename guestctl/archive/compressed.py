@@ -22,6 +22,7 @@ from guestctl.errors import ArchiveError
 
 __all__ = ["decompressed"]
 
+_XZ_MEMORY = 80 << 20  # bytes; what `xz -9` makes asks for 65 MiB
 _AHEAD = 8  # chunks a decompressor may be ahead
 
 
@@ -68,7 +69,7 @@ def _libarchive(read: Read, name: str) -> Iterator[bytes]:
 
 _MAGIC: tuple[tuple[bytes, Callable[[Read, str], Iterator[bytes]]], ...] = (
     (b"\x1f\x8b", _gunzip),
-    (b"\xfd7zXZ\0", lambda read, name: _expand(read, name, lzma.LZMADecompressor, "xz")),
+    (b"\xfd7zXZ\0", lambda read, name: _expand(read, name, _xz, "xz")),
     (b"BZh", lambda read, name: _expand(read, name, bz2.BZ2Decompressor, "bzip2")),
     (b"\x28\xb5\x2f\xfd", _libarchive),
     (b"\x04\x22\x4d\x18", _libarchive),
@@ -102,8 +103,12 @@ def _is_lzma(head: bytes) -> bool:
     return size == 2**64 - 1 or 0 < size < 1 << 40
 
 
+def _xz() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+
+
 def _lzma_alone() -> lzma.LZMADecompressor:
-    return lzma.LZMADecompressor(lzma.FORMAT_ALONE)
+    return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_XZ_MEMORY)
 
 
 class _Ahead:
@@ -190,7 +195,14 @@ def decompressed(source: int | BinaryIO, name: str, ratio: float, floor: int) ->
                         hint="a bomb? raise the ratio limit if you trust it",
                     )
                 yield chunk
-        except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+        except lzma.LZMAError as error:
+            if "Memory usage limit" not in str(error):
+                raise ArchiveError(f"{name}: corrupt compressed data: {error}") from error
+            raise ArchiveError(
+                f"{name}: its dictionary takes more than {_XZ_MEMORY >> 20} MiB to unpack",
+                hint="if you trust it: xz -dc ARCHIVE | guestctl virtfs stage - TREE",
+            ) from error
+        except (zlib.error, OSError, EOFError) as error:
             raise ArchiveError(f"{name}: corrupt compressed data: {error}") from error
 
     ahead = _Ahead(guarded())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import lzma
 import os
 import zlib
 from collections import deque
@@ -23,8 +24,10 @@ __all__ = ["Sink", "open_sink"]
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Out = Path | BinaryIO
 
-_BLOCK = 4 << 20  # a member of a gzip file; compressed side by side
+_BLOCK = 4 << 20  # bytes of a piece
+_THREADS_MAX = 4  # each holds pieces, and memory is to stay below 100 MB
 _BIG = 1 << 16
+_PIECES = 512
 _HELD_MAX = 8 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -35,21 +38,32 @@ class _Filter(Protocol):
     def close(self) -> None: ...
 
 
-class _Gzip:
-    """gzip in members of fixed size, several at once: any gunzip reads them as one stream."""
+def _gzip(data: bytes) -> bytes:
+    engine = zlib.compressobj(6, zlib.DEFLATED, 31)
+    return engine.compress(data) + engine.flush()
 
-    def __init__(self, sink: Callable[[bytes], None], threads: int) -> None:
+
+# The dictionary decides the memory, and a larger one gains little within a piece.
+_XZ = [{"id": lzma.FILTER_LZMA2, "preset": 3, "dict_size": 2 << 20}]
+
+
+def _xz(data: bytes) -> bytes:
+    return lzma.compress(data, lzma.FORMAT_XZ, lzma.CHECK_CRC64, filters=_XZ)
+
+
+class _Pieces:
+    """A file of pieces of fixed size, compressed side by side: every tool reads one stream."""
+
+    def __init__(
+        self, sink: Callable[[bytes], None], threads: int, squeeze: Callable[[bytes], bytes]
+    ) -> None:
         self._sink = sink
-        self._pool = ThreadPoolExecutor(max(1, threads))
+        self._squeeze = squeeze
+        self._pool = ThreadPoolExecutor(threads)
         self._jobs: deque[Future[bytes]] = deque()
-        self._most = max(1, threads) + 1
+        self._most = threads
         self._buffer = bytearray()
         self._any = False
-
-    @staticmethod
-    def _member(data: bytes) -> bytes:
-        engine = zlib.compressobj(6, zlib.DEFLATED, 31)
-        return engine.compress(data) + engine.flush()
 
     def write(self, data: bytes) -> None:
         self._buffer += data
@@ -59,7 +73,7 @@ class _Gzip:
 
     def _submit(self, data: bytes) -> None:
         self._any = True
-        self._jobs.append(self._pool.submit(self._member, data))
+        self._jobs.append(self._pool.submit(self._squeeze, data))
         while len(self._jobs) > self._most:
             self._sink(self._jobs.popleft().result())
 
@@ -74,55 +88,55 @@ class _Gzip:
 
 
 class Sink:
-    """Takes the bytes of an archive; in order, buffered, written by a thread."""
+    """Takes the bytes of an archive; in order, in batches, written by a thread."""
 
     def __init__(self, write: Callable[[bytes], object], fd: int = -1) -> None:
         """`fd` is that of a plain file that may be copied to within the kernel, or -1."""
         self._write = write
         self._fd = fd
-        self._buffer = bytearray()
+        self._pieces: list[bytes] = []
+        self._gathered = 0
         self._pump = Pump()
         self._begun = self._held = 0
         self.size = 0
 
     def write(self, data: bytes) -> None:
-        self._buffer += data
+        self._pieces.append(data)
+        self._gathered += len(data)
         self.size += len(data)
-        if len(self._buffer) >= CHUNK:
+        if self._gathered >= CHUNK or len(self._pieces) >= _PIECES:
             self.flush()
 
-    def copy(self, fd: int, offset: int, size: int, shown: str) -> None:
+    def copy(self, fd: int, offset: int, size: int, path: bytes) -> None:
         """Copies a region of `fd`, which may be closed afterwards.
 
-        :raise TreeError: the file, `shown`, ended before; perhaps only by a later call.
+        :raise TreeError: the file, `path`, ended before; perhaps only by a later call.
         """
-        self.size += size
         if self._fd >= 0 and size >= _BIG:
+            self.size += size
             self.flush()
             own = os.dup(fd)
-            self._pump.put(lambda wanted: self._copy(own, offset, size, shown, wanted))
+            self._pump.put(lambda wanted: self._copy(own, offset, size, path, wanted))
             return
         while size:
             try:
                 data = os.pread(fd, min(size, CHUNK), offset)
             except OSError as error:
-                raise TreeError(f"{shown}: {error.strerror}") from error
+                raise TreeError(f"{os.fsdecode(path)}: {error.strerror}") from error
             if not data:
-                raise _shrank(shown)
-            self._buffer += data
-            if len(self._buffer) >= CHUNK:
-                self.flush()
+                raise _shrank(path)
+            self.write(data)
             offset += len(data)
             size -= len(data)
 
-    def _copy(self, fd: int, offset: int, size: int, shown: str, wanted: bool) -> None:
+    def _copy(self, fd: int, offset: int, size: int, path: bytes, wanted: bool) -> None:
         try:
             if wanted and copy_range(fd, offset, self._fd, size) != size:
-                raise _shrank(shown)
+                raise _shrank(path)
         except OSError as error:
             if error.errno in _FULL:
                 raise  # it is the archive that cannot grow, not the file
-            raise TreeError(f"{shown}: cannot be copied: {error.strerror}") from error
+            raise TreeError(f"{os.fsdecode(path)}: cannot be copied: {error.strerror}") from error
         finally:
             os.close(fd)
         self._start_writing(size)
@@ -137,10 +151,10 @@ class Sink:
             self._held = 0
 
     def flush(self) -> None:
-        if self._buffer:
-            data = bytes(self._buffer)
-            self._buffer.clear()
-            self._pump.put(lambda wanted: self._push(data, wanted))
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            self._gathered = 0
+            self._pump.put(lambda wanted: self._push(b"".join(pieces), wanted))
 
     def _push(self, data: bytes, wanted: bool) -> None:
         if wanted:
@@ -156,18 +170,20 @@ class Sink:
         self._pump.close()
 
 
-def _shrank(shown: str) -> TreeError:
-    return TreeError(f"{shown}: it shrank while it was read")
+def _shrank(path: bytes) -> TreeError:
+    return TreeError(f"{os.fsdecode(path)}: it shrank while it was read")
 
 
 def _filter(name: str, raw: Callable[[bytes], None], threads: int) -> _Filter | None:
+    threads = max(2, min(threads, _THREADS_MAX))
     if name.endswith((".tar.gz", ".tgz")):
-        return _Gzip(raw, threads)
-    for endings, kind in (((".tar.xz", ".txz"), "xz"), ((".tar.zst", ".tzst"), "zstd")):
-        if name.endswith(endings):
-            from guestctl.archive import libarc
+        return _Pieces(raw, threads, _gzip)
+    if name.endswith((".tar.xz", ".txz")):
+        return _Pieces(raw, 2, _xz)
+    if name.endswith((".tar.zst", ".tzst")):
+        from guestctl.archive import libarc
 
-            return libarc.Compressor(raw, kind, threads)
+        return libarc.Compressor(raw, "zstd", threads)
     if not name.endswith(".tar"):
         raise UsageError(
             f"{name}: its ending names no kind of archive",

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from guestctl import acl
 from guestctl.archive.pack import Sink, open_sink
 from guestctl.archive.paxout import END, encode_entry, sparse_map_text
-from guestctl.archive.tarfmt import pad
+from guestctl.archive.tarfmt import BLOCK, pad
 from guestctl.entry import Entry
 from guestctl.errors import TreeError
 from guestctl.translate.report import Path, Progress, Warnings, clean_subdir, told
-from guestctl.tree.reader import TreeReader
+from guestctl.tree.reader import Plain, TreeReader
+from guestctl.tree.scout import Scout
 from guestctl.tree.state import check_model, detect_model, hold_tree, open_tree, read_state
 from guestctl.vmeta import MAPPED_FILE
 
 __all__ = ["CollectReport", "collect"]
+
+_PADDING = bytes(BLOCK)
 
 
 @dataclass(frozen=True)
@@ -63,22 +67,37 @@ def collect(
         reader = TreeReader(root, model, warn=warnings.add, aside=state.aside, owner=owner)
         with open_sink(out, os.cpu_count() or 1) as sink:
             clamp = None if mtime is None else mtime * 10**9
-            entries = _copy_out(reader, sink, clean_subdir(path), clamp, warnings, progress)
+            scout = Scout(root, aside=state.aside, clamp=clamp) if model == MAPPED_FILE else None
+            try:
+                found = reader.members(clean_subdir(path), scout)
+                entries = _copy_out(found, sink, clamp, warnings, progress)
+            finally:
+                if scout is not None:
+                    scout.close()
     return CollectReport(entries, sink.size, warnings.all())
 
 
 def _copy_out(
-    reader: TreeReader,
+    found: Iterator[tuple[Entry | Plain, int]],
     sink: Sink,
-    path: bytes,
     clamp: int | None,
     warnings: Warnings,
     progress: Progress | None,
 ) -> int:
     entries = 0
-    for entry, fd in reader.walk(path):
+    for entry, fd in found:
+        entries += 1
+        if progress is not None:
+            progress(entries, sink.size)
+        if isinstance(entry, Plain):
+            sink.write(entry.header)
+            if entry.size:
+                sink.copy(fd, 0, entry.size, entry.path)
+                sink.write(_PADDING[: -entry.size % BLOCK])
+            continue
         if entry.mode & 0o170000 == stat.S_IFSOCK:
             warnings.add(f"{entry.shown}: a socket: left out, tar has none")
+            entries -= 1
             continue
         if clamp is not None and entry.mtime > clamp:
             entry.mtime = clamp
@@ -87,9 +106,6 @@ def _copy_out(
             sink.write(encode_entry(entry, payload=0, extra=extra))
         else:
             _file_out(sink, entry, fd, extra)
-        entries += 1
-        if progress is not None:
-            progress(entries, sink.size)
     sink.write(END)
     return entries
 
@@ -100,7 +116,7 @@ def _file_out(sink: Sink, entry: Entry, fd: int, extra: dict[bytes, bytes] | Non
         size = entry.size
         sink.write(encode_entry(entry, payload=size, extra=extra))
         if size:
-            sink.copy(fd, 0, size, entry.shown)
+            sink.copy(fd, 0, size, entry.path)
     else:
         # GNU's format asks for an end: an empty region where the file ends in a hole.
         listed = (
@@ -115,9 +131,8 @@ def _file_out(sink: Sink, entry: Entry, fd: int, extra: dict[bytes, bytes] | Non
         size = len(head) + sum(length for _, length in regions)
         sink.write(encode_entry(entry, payload=size, extra=extra) + head)
         for offset, length in regions:
-            sink.copy(fd, offset, length, entry.shown)
-    if padding := pad(size):
-        sink.write(bytes(padding))
+            sink.copy(fd, offset, length, entry.path)
+    sink.write(_PADDING[: pad(size)])
 
 
 def _extra(entry: Entry, warnings: Warnings) -> dict[bytes, bytes]:

@@ -71,9 +71,11 @@ class Directories(Folders):
         self._times[child.path] = entry.mtime
         self._attributes(child, Entry(child.path, _IMPLICIT), parent=parent)
 
-    def _await(self, path: bytes, name: bytes = b"") -> None:
-        if self._filler is not None and self._filler.owes(path, name):
-            self._filler.settle()
+    def _await(self, path: bytes, name: bytes = b"") -> bool:
+        if self._filler is None or not self._filler.owes(path, name):
+            return False
+        self._filler.settle()
+        return True
 
     def _clear(self, here: Folder, name: bytes, entry: Entry) -> None:
         """Removes what stands at `name`, data and metadata; a folder only if it is empty."""

@@ -152,12 +152,11 @@ class Filler:
 
     def ready(self) -> bool:
         """Whether there is a companion by now; each call stands for one file."""
-        if self._companion is not None:
-            return self._companion.ready()
-        self._count += 1
-        if self._count == _FIRST:
-            self._companion = start_companion(__name__, "serve", [self._source, self._lock])
-        return False
+        if self._companion is None:
+            self._count += 1
+            if self._count == _FIRST:
+                self._companion = start_companion(__name__, "serve", [self._source, self._lock])
+        return self._companion is not None and self._companion.ready()
 
     def owes(self, path: bytes, name: bytes = b"") -> bool:
         """Whether that file, or without a name any file of the folder, may not be there yet."""

@@ -48,7 +48,8 @@ class Folder:
 class Folders:
     """What TreeWriter stands on; `_adopt` is its part in making a folder that no member names.
 
-    `_await` returns when no other process still owes the file of that name, or any of the folder.
+    `_await` returns when no other process still owes the file of that name, or any of the folder;
+    and whether one did.
     """
 
     def __init__(self, root: int, model: str, *, label: str, into: bytes, follow: bool) -> None:
@@ -64,7 +65,7 @@ class Folders:
         """Gives a new folder its metadata; it is there for the sake of `entry`."""
         raise NotImplementedError
 
-    def _await(self, path: bytes, name: bytes = b"") -> None:
+    def _await(self, path: bytes, name: bytes = b"") -> bool:
         raise NotImplementedError
 
     def _close_all(self) -> None:
@@ -112,7 +113,8 @@ class Folders:
         except FileNotFoundError:
             if not create:
                 raise KeyError(at) from None
-            self._await(here.path, name)
+            if self._await(here.path, name):
+                return self._child(here, name, at, entry, create)
             fd = self._mkdir(here, name)
             self._dirs[at] = child = Folder(path, fd)
             self._adopt(child, here, entry)

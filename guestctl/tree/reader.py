@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from guestctl.archive.sparse import HOLE, data_regions
 from guestctl.entry import TARGET_MAX, Entry, type_name
@@ -18,7 +19,7 @@ from guestctl.tree.metadata import (
     unseal,
 )
 from guestctl.tree.state import OPEN_FILE, restore_access
-from guestctl.tree.walk import Level, Walk, shown
+from guestctl.tree.walk import Guide, Level, Told, Walk, shown
 from guestctl.vmeta import (
     MAPPED_FILE,
     ROOT_FILE,
@@ -29,11 +30,20 @@ from guestctl.vmeta import (
     decode_xattrs,
 )
 
-__all__ = ["TreeReader"]
+__all__ = ["Plain", "TreeReader"]
 
 _NOTHING = Meta()
 
 Found = tuple[Entry, int]
+
+
+@dataclass(slots=True)
+class Plain:
+    """A regular file without any oddity: its whole header in a tar is known already."""
+
+    path: bytes
+    size: int
+    header: bytes
 
 
 class TreeReader:
@@ -67,20 +77,55 @@ class TreeReader:
 
         :raise TreeError: something there is not what a guest could have made.
         """
+        for found, fd in self.members(path):
+            assert isinstance(found, Entry)
+            yield found, fd
+
+    def members(
+        self, path: bytes = b"", guide: Guide | None = None
+    ) -> Iterator[tuple[Entry | Plain, int]]:
+        """The same, but with a `guide` there is a `Plain` for each plain file that it knows."""
         self._top = path
-        walk = Walk(self._root, path, metadata=self._file_model)
+        walk = Walk(self._root, path, metadata=self._file_model, guide=guide)
         at = path
         try:
             yield self._folder(walk.top.fd, self._top_text(path), Entry(b"", 0)), -1
-            for level, name, form, at, fd in walk:
+            for level, name, form, at, fd, told in walk:
                 if form == stat.S_IFDIR:
                     yield self._folder(fd, metadata_text(name, level.meta, at), Entry(at, 0)), -1
-                else:
+                elif told is None:
                     yield from self._leaf(level, name, form, at)
+                else:
+                    yield from self._plain(level, name, at, told)
         except OSError as error:
             raise TreeError(f"{shown(at)}: {error.strerror}") from error
         finally:
             walk.close()
+
+    def _plain(
+        self, level: Level, name: bytes, at: bytes, told: Told
+    ) -> Iterator[tuple[Entry | Plain, int]]:
+        """A file that is as was told, or else looked at anew."""
+        header, size, mtime = told
+        try:
+            fd = os.open(name, OPEN_FILE, dir_fd=level.fd)
+        except OSError:
+            yield from self._leaf(level, name, stat.S_IFREG, at)
+            return
+        try:
+            info = os.fstat(fd)
+            if (
+                stat.S_ISREG(info.st_mode)
+                and info.st_size == size
+                and info.st_mtime_ns == mtime
+                and info.st_nlink == 1
+                and not os.listxattr(fd)
+            ):
+                yield Plain(at, size, header), fd
+                return
+        finally:
+            os.close(fd)
+        yield from self._leaf(level, name, stat.S_IFREG, at)
 
     def _top_text(self, path: bytes) -> bytes | None:
         """The metadata of the exported folder: a folder's own lies in its parent."""
@@ -231,7 +276,7 @@ class TreeReader:
             self._known = {}
             walk = Walk(self._root, self._top, metadata=True)
             try:
-                for level, name, form, at, _ in walk:
+                for level, name, form, at, _, _ in walk:
                     if form == stat.S_IFDIR:
                         continue
                     info = os.stat(name, dir_fd=level.fd, follow_symlinks=False)

@@ -7,12 +7,13 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from guestctl.errors import TreeError
 from guestctl.tree.state import OPEN_DIR, open_dir
 from guestctl.vmeta import META_DIR, RESERVED
 
-__all__ = ["Level", "Step", "Walk", "shown"]
+__all__ = ["Guide", "GuideLost", "Level", "Step", "Told", "Walk", "shown"]
 
 _OPEN_LEVELS = 100  # folders held open on the way down; those above are found again by ".."
 
@@ -25,7 +26,7 @@ class Level:
     fd: int
     meta: int  # of its metadata folder, or -1
     ident: tuple[int, int]
-    names: list[tuple[bytes, int]]  # in reverse order; the type is the host's
+    names: list[tuple[bytes, int]] | None  # in reverse order; the type is the host's; None: unread
 
     def close(self) -> None:
         for fd in (self.fd, self.meta):
@@ -34,9 +35,29 @@ class Level:
         self.fd = self.meta = -1
 
 
+# What a scout says of a file: its whole header in an archive, its size and its mtime in ns.
+Told = tuple[bytes, int, int]
 # The folder that an entry lies in, its name, the host's type (0: neither file nor folder), its
-# path, and a folder's own descriptor or -1. All are good until the next step.
-Step = tuple[Level, bytes, int, bytes, int]
+# path, a folder's own descriptor or -1, and what was told. All are good until the next step.
+Step = tuple[Level, bytes, int, bytes, int, Told | None]
+
+
+class Guide(Protocol):
+    """Someone who goes ahead: the same steps, from the folder on that `begin` names."""
+
+    def ready(self) -> bool: ...
+
+    def begin(self, top: bytes, after: bytes) -> None: ...
+
+    def next(self) -> tuple[bytes, int, Told | None] | None:
+        """The next name, its type, and what is told of it; None: the folder ends.
+
+        :raise GuideLost: it knows no more.
+        """
+
+
+class GuideLost(Exception):
+    pass
 
 
 def shown(path: bytes) -> str:
@@ -60,12 +81,27 @@ def _open_dir(name: bytes, dir_fd: int, at: bytes) -> int:
 class Walk:
     """A walk over the folder `path` of the tree at `root`, which is not itself a step."""
 
-    def __init__(self, root: int, path: bytes, *, metadata: bool) -> None:
+    def __init__(
+        self,
+        root: int,
+        path: bytes,
+        *,
+        metadata: bool,
+        after: bytes = b"",
+        guide: Guide | None = None,
+    ) -> None:
         """`metadata`: folders have metadata folders, which are opened with them (mapped-file).
+
+        `after` is the folder below `path` whose first entry is the first step. A `guide` may be
+        asked for what comes, once it is ready.
 
         :raise TreeError: there is no such folder.
         """
         self._metadata = metadata
+        self._guide = guide
+        self._guided = False
+        self._path = path
+        self._at = after  # the last step
         fd = os.open(b".", OPEN_DIR, dir_fd=root)
         for name in path.split(b"/") if path else ():
             try:
@@ -75,6 +111,8 @@ class Walk:
             fd = below
         self.top = self._level(b"", fd)
         self._stack = [self.top]
+        for name in after.split(b"/") if after else ():
+            self._enter(self._stack[-1], name)
 
     def close(self) -> None:
         for level in self._stack:
@@ -85,38 +123,65 @@ class Walk:
         stack = self._stack
         while stack:
             level = stack[-1]
-            if not level.names:
+            found = self._next(level)
+            if found is None:
                 self._leave()
                 continue
-            name, form = level.names.pop()
-            at = level.path + b"/" + name if level.path else name
+            name, form, told = found
             if form == stat.S_IFDIR:
-                below = self._level(at, _open_dir(name, level.fd, at))
-                stack.append(below)
-                if len(stack) > _OPEN_LEVELS:
-                    self._shut(stack[-_OPEN_LEVELS])
-                yield level, name, form, at, below.fd
+                below = self._enter(level, name)
+                self._at = below.path
+                if self._guide is not None and not self._guided:
+                    self._ask(self._guide)
+                yield level, name, form, below.path, below.fd, None
             else:
-                yield level, name, form, at, -1
+                self._at = at = level.path + b"/" + name if level.path else name
+                yield level, name, form, at, -1, told
+
+    def _next(self, level: Level) -> tuple[bytes, int, Told | None] | None:
+        if self._guided and self._guide is not None:
+            try:
+                return self._guide.next()
+            except GuideLost:
+                self._guide = None
+        if level.names is None:
+            level.names = self._names(level)
+        return (*level.names.pop(), None) if level.names else None
+
+    def _ask(self, guide: Guide) -> None:
+        """Lets the guide go on from here; should it be lost, folders are read once more."""
+        if len(self._stack) < _OPEN_LEVELS and guide.ready():
+            self._guided = True
+            guide.begin(self._path, self._at)
+            for level in self._stack:
+                level.names = None
+
+    def _enter(self, level: Level, name: bytes) -> Level:
+        at = level.path + b"/" + name if level.path else name
+        below = self._level(at, _open_dir(name, level.fd, at))
+        self._stack.append(below)
+        if len(self._stack) > _OPEN_LEVELS:
+            self._shut(self._stack[-_OPEN_LEVELS])
+        return below
 
     def _level(self, path: bytes, fd: int) -> Level:
         """Takes `fd`, which is closed if this fails."""
-        level = Level(path, fd, -1, (0, 0), [])
+        level = Level(path, fd, -1, (0, 0), None)
         try:
-            level.names = self._names(fd)
             level.meta = self._open_meta(fd, path)
         except BaseException:
             level.close()
             raise
         return level
 
-    @staticmethod
-    def _names(fd: int) -> list[tuple[bytes, int]]:
+    def _names(self, level: Level) -> list[tuple[bytes, int]]:
+        """The names in a folder that come after the last step."""
+        last = self._at[len(level.path) :].strip(b"/").split(b"/", 1)[0]
         names = []
-        with os.scandir(fd) as entries:
+        with os.scandir(level.fd) as entries:
             for item in entries:
                 name = os.fsencode(item.name)
-                if name in RESERVED:
+                if name in RESERVED or name <= last:
                     continue
                 if item.is_file(follow_symlinks=False):
                     form = stat.S_IFREG
