@@ -40,9 +40,21 @@ def perm(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
+def around(tree: Path) -> dict[str, tuple[object, ...]]:
+    """All that lies beside the tree, and when it was last touched."""
+    found = {}
+    for path in tree.parent.rglob("*"):
+        if tree not in (path, *path.parents):
+            info = path.lstat()
+            found[str(path)] = (info.st_mode, info.st_nlink, info.st_mtime_ns, info.st_ctime_ns)
+    return found
+
+
 def refused(tree: Path, *wanted: Member, words: tuple[str, ...] = (), **options) -> GuestctlError:
+    before = around(tree)
     with pytest.raises((ArchiveError, TreeError)) as caught:
         put(tree, *wanted, **options)
+    assert around(tree) == before
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
