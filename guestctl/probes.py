@@ -135,6 +135,11 @@ PROBES: tuple[Probe, ...] = (
     Probe("symbols", "nm libx.a"),
     Probe("strip", "strip --strip-debug debug.o"),
     Probe("objcopy", "objcopy --remove-section=.comment macros.o"),
+    Probe("C by the compiler in /tools", "/tools/bin/gcc -O2 -g -c hello.c -o tools.o"),
+    Probe("C++ by the compiler in /tools", "/tools/bin/g++ -g -c plus.cc -o plustools.o -MD"),
+    Probe("link by the compiler in /tools", "/tools/bin/g++ -o tools plustools.o",
+          ("tools", b"three\n")),
+    Probe("an error of /tools", "/tools/bin/gcc hello.o -lmissing"),
 )  # fmt: skip
 
 
@@ -197,7 +202,7 @@ class _Host:
     def run(self, probe: Probe) -> _Side | str:
         """What the call did, or why it was not made."""
         argv = [word.encode() for word in probe.call.split()]
-        program = b"/usr/bin/" + argv[0]
+        program = argv[0] if argv[0].startswith(b"/") else b"/usr/bin/" + argv[0]
         path = PATH.encode().split(b":")
         pairing = toolchain.pair(GuestFiles(self.trees, self.mounts), program, path, [self.used])
         if isinstance(pairing, Mismatch):
