@@ -216,9 +216,15 @@ def test_the_console_beside_a_command(tmux: Tmux, pool: Pool) -> None:
 
 
 def test_the_console_without_a_terminal(pool: Pool) -> None:
+    with pool.lease(60) as guest:
+        guest.run(["sh", "-c", "echo spoken >/dev/console"], timeout=60).check()
     argv = [sys.executable, "-m", "guestctl", "console", "g0", "--name", pool.name]
-    done = subprocess.run([*argv, "--no-follow"], capture_output=True, timeout=60, check=True)
-    assert b"guestctl: init" in done.stdout
+    deadline = time.monotonic() + 60
+    shown = b""
+    while b"spoken" not in shown:
+        assert time.monotonic() < deadline
+        done = subprocess.run([*argv, "--no-follow"], capture_output=True, timeout=60, check=True)
+        shown = done.stdout
     missing = subprocess.run(
         [*argv[:4], "g9", *argv[5:]], capture_output=True, timeout=60, check=False
     )
