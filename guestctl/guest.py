@@ -24,11 +24,12 @@ from guestctl.journal import record
 from guestctl.loss import explained
 from guestctl.metering import Meter
 from guestctl.mounting import WORK, Mounting
-from guestctl.process import PIPE, Host, Process, Sink, Source
+from guestctl.process import PIPE, Host, Process
 from guestctl.processes import processor_time
 from guestctl.rundir import GuestDir, connected_socket
 from guestctl.share import Share
 from guestctl.spec import STATUS_BROKEN, Command, Result
+from guestctl.streams import Sink, Source
 from guestctl.tree.state import is_partial
 from guestctl.wire import Op, Tag
 

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from guestctl import events
 from guestctl.agent import Agent, Job
@@ -17,48 +16,16 @@ from guestctl.jobs import job_name
 from guestctl.patience import Patience, never_starved
 from guestctl.session import STAGE_EXEC
 from guestctl.spec import STATUS_BROKEN, STATUS_TIMEOUT, Command, Result, status_of_errno
+from guestctl.streams import Capture, Sink, Source
 
-__all__ = ["PIPE", "Capture", "Host", "Process", "Sink", "Source", "StdinWriter"]
+__all__ = ["PIPE", "Host", "Process", "StdinWriter"]
 
 # As with subprocess: `stdin=PIPE` gives the process a writer of its own.
 PIPE = -1
 
-CAPTURE_LIMIT = 64 << 20
 _CHUNK = 1 << 16
 # How long a killed command may take to be gone, before the guest counts as lost.
 _KILL_GRACE = 30.0
-
-
-class Sink(Protocol):
-    """Where output goes; anything with a binary `write`."""
-
-    def write(self, data: bytes, /) -> object: ...
-
-
-class Source(Protocol):
-    """Where input comes from: `read` gives at most so many bytes, and none at the end."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-
-class Capture:
-    """Keeps the first `limit` bytes, and the fact that there were more."""
-
-    def __init__(self, limit: int | None = None) -> None:
-        self._limit = CAPTURE_LIMIT if limit is None else limit
-        self._parts: list[bytes] = []
-        self._size = 0
-        self.truncated = False
-
-    def write(self, data: bytes, /) -> None:
-        kept = data[: max(0, self._limit - self._size)]
-        self.truncated |= len(kept) < len(data)
-        self._size += len(kept)
-        if kept:
-            self._parts.append(kept)
-
-    def value(self) -> bytes:
-        return b"".join(self._parts)
 
 
 class StdinWriter:

@@ -157,7 +157,7 @@ def test_no_welcome_is_an_error_after_the_deadline() -> None:
 
 
 def test_capture_has_a_bound(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guestctl.process.CAPTURE_LIMIT", 1000)
+    monkeypatch.setattr("guestctl.streams.CAPTURE_LIMIT", 1000)
     result = process(agent, "head", "-c", "5000", "/dev/zero").wait()
     assert (len(result.stdout), result.truncated) == (1000, True)
 
