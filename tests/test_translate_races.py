@@ -23,7 +23,8 @@ from guestctl.errors import GuestctlError
 from guestctl.translate import check, collect, list_tree, repair, stage
 from tests.corpus import Member, directory, hardlink, symlink, tar_bytes
 
-SECONDS = 0.6
+SECONDS = 0.4
+TURNS = 8  # at least, however slow the machine
 SECRET = b"the secret of the outside"
 STRANGER = 4008636142  # the owner that metadata on the outside names
 META = ".virtfs_metadata"
@@ -164,7 +165,7 @@ def test_nothing_leads_out(
     done = refused = 0
     with swapping(*pairs) as swapper:
         end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
+        while time.monotonic() < end or done + refused < TURNS:
             try:
                 WORKS[work](tmp_path / "tree")
                 done += 1
@@ -178,7 +179,6 @@ def test_nothing_leads_out(
                 laid(tmp_path, swaps, model)
                 swapper.send_signal(signal.SIGCONT)
     assert snapshot(outside) == before
-    assert done + refused > 3
     assert set(os.listdir(tmp_path)) == {"aside", "outside", "tree"}
 
 

@@ -58,8 +58,9 @@ class Proof:
         """Writes docs/proof/NAME.md."""
         lines = [f"# {self.title}", "", *_where(), "", "| what | found |", "|---|---|"]
         lines += [f"| {what} | {value} |" for what, value in self._facts]
-        lines += ["", "| step | seconds |", "|---|---|"]
-        lines += [f"| {name} | {seconds} |" for name, seconds in self._seconds]
+        if self._seconds:
+            lines += ["", "| step | seconds |", "|---|---|"]
+            lines += [f"| {name} | {seconds} |" for name, seconds in self._seconds]
         path = ROOT / "docs" / "proof" / f"{self.name}.md"
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
