@@ -24,8 +24,11 @@ __all__ = ["Sink", "open_sink"]
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Out = Path | BinaryIO
 
-_BLOCK = 4 << 20  # bytes of a piece
-_THREADS_MAX = 4  # each holds pieces, and memory is to stay below 100 MB
+_GZIP_PIECE = 1 << 20  # gzip looks back 32 KiB only
+_XZ_PIECE = 4 << 20
+# Memory is to stay below 100 MB: an encoder of xz takes 12 MB, one of zstd 30.
+_GZIP_THREADS = 8
+_THREADS = 2
 _BIG = 1 << 16
 _PIECES = 512
 _HELD_MAX = 8 << 20
@@ -44,7 +47,7 @@ def _gzip(data: bytes) -> bytes:
 
 
 # The dictionary decides the memory, and a larger one gains little within a piece.
-_XZ = [{"id": lzma.FILTER_LZMA2, "preset": 3, "dict_size": 2 << 20}]
+_XZ = [{"id": lzma.FILTER_LZMA2, "preset": 3, "dict_size": 1 << 20}]
 
 
 def _xz(data: bytes) -> bytes:
@@ -55,10 +58,15 @@ class _Pieces:
     """A file of pieces of fixed size, compressed side by side: every tool reads one stream."""
 
     def __init__(
-        self, sink: Callable[[bytes], None], threads: int, squeeze: Callable[[bytes], bytes]
+        self,
+        sink: Callable[[bytes], None],
+        threads: int,
+        squeeze: Callable[[bytes], bytes],
+        piece: int,
     ) -> None:
         self._sink = sink
         self._squeeze = squeeze
+        self._piece = piece
         self._pool = ThreadPoolExecutor(threads)
         self._jobs: deque[Future[bytes]] = deque()
         self._most = threads
@@ -67,9 +75,9 @@ class _Pieces:
 
     def write(self, data: bytes) -> None:
         self._buffer += data
-        while len(self._buffer) >= _BLOCK:
-            self._submit(bytes(self._buffer[:_BLOCK]))
-            del self._buffer[:_BLOCK]
+        while len(self._buffer) >= self._piece:
+            self._submit(bytes(self._buffer[: self._piece]))
+            del self._buffer[: self._piece]
 
     def _submit(self, data: bytes) -> None:
         self._any = True
@@ -175,15 +183,14 @@ def _shrank(path: bytes) -> TreeError:
 
 
 def _filter(name: str, raw: Callable[[bytes], None], threads: int) -> _Filter | None:
-    threads = max(2, min(threads, _THREADS_MAX))
     if name.endswith((".tar.gz", ".tgz")):
-        return _Pieces(raw, threads, _gzip)
+        return _Pieces(raw, min(threads, _GZIP_THREADS), _gzip, _GZIP_PIECE)
     if name.endswith((".tar.xz", ".txz")):
-        return _Pieces(raw, 2, _xz)
+        return _Pieces(raw, _THREADS, _xz, _XZ_PIECE)
     if name.endswith((".tar.zst", ".tzst")):
         from guestctl.archive import libarc
 
-        return libarc.Compressor(raw, "zstd", threads)
+        return libarc.Compressor(raw, "zstd", _THREADS)
     if not name.endswith(".tar"):
         raise UsageError(
             f"{name}: its ending names no kind of archive",
