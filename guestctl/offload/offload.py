@@ -79,6 +79,11 @@ class Offload:
             distcc_only=spec["offload"] == "distcc",
         )
 
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way, or not in the ledger yet."""
+        return self._service.busy
+
     def path(self, path: bytes | str) -> str:
         """A command's PATH with the stubs in front."""
         return f"{os.fsdecode(STUBS)}:{os.fsdecode(path)}"

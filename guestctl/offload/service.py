@@ -22,7 +22,7 @@ from guestctl.offload.distcc import Distcc
 from guestctl.offload.ledger import Entry, Ledger
 from guestctl.offload.messages import IN_PLACE, Request, message, number, pieces
 from guestctl.offload.tools import Answer, StepDown, Tools
-from guestctl.offload.words import reads_stdin, step_of
+from guestctl.offload.words import step_of
 from guestctl.services import serve
 from guestctl.view import Written
 from guestctl.wire import Tag
@@ -47,11 +47,18 @@ class Service:
         self._tools = tools
         self._ledger = ledger
         self._guest = guest
+        self._open = 0
+        self._lock = threading.Lock()
         self._readers = ThreadPoolExecutor(_READERS, "offload-reader")
         self._workers = ThreadPoolExecutor(_WORKERS, "offload-worker")
         self._distcc = Distcc(tools, slots)
         agent.offer(SERVICE, self._opened)
         agent.offer(distcc.SERVICE, self._opened_by_distcc)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call has begun and is not in the ledger yet."""
+        return self._open > 0
 
     def close(self) -> None:
         """Ends what runs. The agent's session must have been closed before."""
@@ -59,6 +66,8 @@ class Service:
         self._workers.shutdown(wait=False)
 
     def _opened(self, stream: Job) -> None:
+        with self._lock:
+            self._open += 1
         self._readers.submit(self._read, Conversation(self._agent, stream))
 
     def _opened_by_distcc(self, stream: Job) -> None:
@@ -88,6 +97,8 @@ class Service:
         finally:
             # Whoever still waits then runs its own program.
             talk.close()
+            with self._lock:
+                self._open -= 1
 
 
 @dataclass
@@ -152,7 +163,7 @@ class _Call:
             plan = self.tools.plan(self.request, self.talk.caller)
             if isinstance(plan, StepDown):
                 return plan
-            stdin = self._read_stdin() if reads_stdin(self.request.argv) else None
+            stdin = self._read_stdin() if plan.reads_stdin else None
             return self.tools.run(plan, stdin, self._register)
         except GuestctlError as error:
             return StepDown(str(error))

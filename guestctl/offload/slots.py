@@ -39,6 +39,14 @@ class Slots:
         finally:
             os.close(handle)
 
+    def free(self) -> int:
+        """How many are free at the moment."""
+        handles = [flocked(self._folder / str(number)) for number in range(self.count)]
+        held = [handle for handle in handles if handle is not None]
+        for handle in held:
+            os.close(handle)
+        return len(held)
+
     def _take(self, deadline: float) -> int:
         # Everybody waits alike, so that no guest has more than its share in the long run.
         while True:

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from guestctl.errors import ViewError
+from guestctl.errors import UsageError, ViewError
 from guestctl.offload.compilers import Compilers
 from guestctl.offload.messages import Request
 from guestctl.offload.place import Place, Unseen, locate
 from guestctl.offload.slots import Slots
 from guestctl.offload.words import hidden_path, is_compilation
-from guestctl.toolchain import Refusal, Toolchain, check_object
-from guestctl.toolchain.translate import ENVIRONMENT, translate
+from guestctl.toolchain import GuestFiles, Refusal, Toolchain, check_object
+from guestctl.toolchain.response import Response, expand
+from guestctl.toolchain.translate import ENVIRONMENT, doubt, translate
 from guestctl.view import Bind, Call, Outcome, Tree, View, Written
 
 __all__ = ["STUBS", "Answer", "Plan", "StepDown", "Tools"]
 
+_RESPONSE_MAX = 1 << 20
 STUBS = b"/tools/offload/bin"  # in the guest, and in every root of a command
-# What a tool says when it was not its input that was wrong: the guest must see for itself.
-_NOT_ITS_FAULT = (
-    b"internal compiler error",
-    b"Permission denied",
-    b"No space left on device",
-    b"Cannot allocate memory",
-    b"out of memory",
-    b"cannot execute",
-    b"ERROR: ld.so",
-)
 _MODE_COPIERS = ("strip", "objcopy")
 _MODES_MAX = 200  # of one call
 
@@ -64,6 +57,7 @@ class Plan:
     toolchain: Toolchain
     call: Call
     makes_objects: bool
+    reads_stdin: bool
 
 
 class Tools:
@@ -110,14 +104,15 @@ class Tools:
         pairing = self._compilers.find(place, request.program, path)
         if isinstance(pairing, str):
             return StepDown(pairing)
+        response = self._response(request, place)
         if not remote:
-            step = self._first_step(request, place)
+            step = self._first_step(request, place, response)
             if step is not None:
                 return step
         environ = {
             name: request.environment[name] for name in ENVIRONMENT if name in request.environment
         }
-        command = translate(pairing, request.program, request.argv, environ)
+        command = translate(pairing, request.program, request.argv, environ, response)
         if isinstance(command, Refusal):
             return StepDown(command.reason)
         call = Call(
@@ -127,12 +122,28 @@ class Tools:
             cwd=request.cwd,
             mounts=place.mounts,
             umask=request.umask,
-            binds=tuple(Bind(source, at) for source, at in pairing.binds),
+            binds=tuple(Bind(source, at) for source, at in command.binds),
             modes=_copied_modes(pairing.role, request),
         )
-        return Plan(pairing.toolchain, call, command.makes_objects)
+        return Plan(pairing.toolchain, call, command.makes_objects, command.reads_stdin)
 
-    def _first_step(self, request: Request, place: Place) -> StepDown | None:
+    def _response(self, request: Request, place: Place) -> Response:
+        """Reads the files that @FILE names, as the tool would."""
+        files = GuestFiles(self._trees, place.mounts)
+
+        def read(name: bytes) -> bytes | None:
+            try:
+                with files.open(posixpath.join(request.cwd, name)) as file:
+                    text = file.read(_RESPONSE_MAX + 1)
+            except OSError:
+                return None
+            if len(text) > _RESPONSE_MAX:
+                raise UsageError("a response file too large")
+            return text
+
+        return read
+
+    def _first_step(self, request: Request, place: Place, response: Response) -> StepDown | None:
         """Where a call whose compiler is known must go, other than to the host; None: nowhere.
 
         Its files may be sent by distcc, wherever they lie.
@@ -140,7 +151,8 @@ class Tools:
         distcc = is_compilation(request.name, request.argv)
         if self._distcc_only:
             return StepDown("--offload distcc" if distcc else "distcc compiles only", distcc)
-        unseen = hidden_path(request.cwd, request.argv, place.hidden)
+        words = [*request.argv, *expand(request.argv[1:], response)]
+        unseen = hidden_path(request.cwd, words, place.hidden)
         if unseen is None:
             return None
         return StepDown(f"out of the host's sight: {_text(unseen)}", distcc)
@@ -206,6 +218,5 @@ def _fault(outcome: Outcome, plan: Plan) -> str:
             wrong = check_object(file.data, plan.toolchain.arch)
             if wrong:
                 return f"the host's object is wrong: {wrong}"
-    if outcome.status and any(words in outcome.stderr for words in _NOT_ITS_FAULT):
-        return "a failure that only the guest can judge"
-    return ""
+    reason = doubt(outcome.status, outcome.stderr)
+    return f"only the guest can judge: {reason}" if reason else ""

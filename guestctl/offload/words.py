@@ -6,7 +6,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["hidden_path", "is_compilation", "reads_stdin", "step_of"]
+__all__ = ["hidden_path", "is_compilation", "step_of"]
 
 # A path at the beginning of a word, after an option's letters, or after = , : @ within one.
 _PATHS = re.compile(rb"(?:^(?:-[A-Za-z]+)?|[=,:@])(/[^,:]*)")
@@ -35,11 +35,6 @@ def hidden_path(cwd: bytes, argv: Sequence[bytes], hidden: Iterable[bytes]) -> b
             if is_hidden(path):
                 return path
     return None
-
-
-def reads_stdin(argv: Sequence[bytes]) -> bool:
-    """Whether a tool would read its standard input: - stands for it, as with all of them."""
-    return b"-" in argv[1:] or b"@-" in argv[1:]
 
 
 def is_compilation(name: bytes, argv: Sequence[bytes]) -> bool:

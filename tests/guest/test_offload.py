@@ -1,0 +1,398 @@
+"""Offload with real guests: the host compiles, and nobody in the guest can tell.
+
+A table of calls is run with the stubs first in PATH and again without: files, links, modes, output
+and status must be the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from guestctl import Guest, Pool, image, stage
+from guestctl.offload import Entry, read_ledger
+from guestctl.packages import Archive
+from guestctl.places import Places
+from guestctl.recipe import parse_lock
+from guestctl.toolchain import install
+
+from .conftest import ARCH
+
+SUITES = ("bookworm", "bookworm-updates", "bookworm-security")
+LOCK = Path(__file__).parent.parent.parent / "examples" / "demo.lock"
+NATIVE = "PATH=/usr/lib/guestctl/static:/usr/local/bin:/usr/bin:/bin"
+
+SOURCES = r"""
+mkdir -p sub real
+cat >a.c <<'X'
+#include <stdio.h>
+#include "a.h"
+int twice(int x) { return 2 * x + A; }
+#ifdef MAIN
+int main(int n, char **v) { printf("%s %d\n", __FILE__, twice(n)); return 0; }
+#endif
+X
+echo '#define A 1' >real/a.h
+ln -sf real/a.h a.h
+ln -sfn ../real sub/linked
+echo 'int main(void) { extern int twice(int); return twice(20) - 41; }' >m.c
+printf 'int broken(void) { return nothing }\n' >e.c
+printf 'int unused(void) { int x; return 0; }\n' >w.c
+printf '#include "missing.h"\n' >h.c
+printf '.globl f\nf: bx lr\n.ident "by hand"\n' >s.s
+printf '#define R bx lr\n.globl g\ng: R\n' >t.S
+printf '#include <vector>\nint f(int n) { std::vector<int> v(n); return v.size(); }\n' >c.cc
+printf -- '-O1 -c "a.c"\n-o at.o\n' >args
+cp a.c 'with space.c'; cp a.c "$(printf 'n\377.c')"
+"""
+
+# One call a line, each a shell command in a folder of its own with the sources. Those with ~ have
+# parts that the host leaves to the guest.
+CALLS = r"""
+gcc -O2 -c a.c
+gcc -O2 -g -c a.c -o sub/a.o
+cc -c a.c -Isub/linked -MD -MF sub/a.d
+gcc -MMD -MP -c a.c m.c
+gcc -DMAIN -O1 a.c && ./a.out x y
+gcc -o prog a.c m.c -Wall && ./prog
+gcc -S a.c
+~gcc -S -fverbose-asm a.c -o /dev/null
+gcc -E a.c
+gcc -E -dM - </dev/null
+gcc -M a.c
+echo 'int piped;' | gcc -xc -c - -o p.o
+gcc @args
+gcc -c 'with space.c' -o 'o p.o'
+gcc -c n*.c
+gcc -c a.c -o /dev/null
+gcc -c e.c
+gcc -c h.c
+gcc -Wall -Wextra -c w.c
+gcc m.c
+gcc -c nothere.c
+gcc --version
+gcc -dumpmachine
+gcc -print-search-dirs
+gcc -print-file-name=crti.o; gcc -print-prog-name=as; gcc -print-libgcc-file-name
+gcc -fno-such-option -c a.c
+as s.s -o s.o && ld -r s.o -o r.o && nm r.o
+gcc -c t.S s.s
+gcc -c a.c && ar rc l.a a.o && ranlib l.a && gcc m.c l.a -o x && ./x && strip x && nm l.a
+~gcc -c a.c && objcopy -O binary a.o a.bin && objcopy --only-section=.text a.o b.o
+g++ -O2 -g -c c.cc
+umask 077; gcc -DMAIN a.c -o x
+gcc -save-temps -c a.c
+gcc -shared -fPIC a.c -o liba.so && gcc m.c -L. -la -Wl,-rpath,'$ORIGIN' -o x && ./x
+gcc -static -DMAIN a.c -o x && ./x
+cpp a.c out.i; cpp -P <a.c
+echo old >real/k.o; ln real/k.o hard.o; ln -s real/k.o soft.o; gcc -c a.c -o hard.o
+echo old >real/k.o; ln real/k.o hard.o; ln -s real/k.o soft.o; gcc -c a.c -o soft.o
+echo old >real/k.s; ln real/k.s hard.s; ln -s real/k.s soft.s; gcc -S a.c -o soft.s
+echo '#define A 7' >new.h; rm a.h; mv new.h a.h; gcc -c a.c; rm a.h; ln -s real/a.h a.h; gcc -S a.c
+gcc -c a.c; chmod 600 a.o; strip -g a.o
+arm-linux-gnueabi-gcc -c a.c && gcc-12 -c m.c
+cd sub && gcc -I.. -c ../a.c && gcc -I../real -g -c "$PWD/../a.c" -o b.o
+seq 3 | while read x; do gcc -c a.c; echo $x; done
+"""
+
+
+def digest_script(calls: Sequence[str]) -> str:
+    """A shell script that runs each call in a fresh folder and prints all that came of it."""
+    body = []
+    for call in calls:
+        body.append(
+            f"rm -rf w && cp -a src w && cd w\n(\n{call}\n) >../out 2>../err; echo '==' $?\n"
+            "sed 's/^/o /' ../out; sed 's/^/e /' ../err\n"
+            "find . -type l -printf '%p %l\\n' -o -type f -printf '%p %m %n\\n' | sort\n"
+            "find . -type f -exec sha256sum {} + | sort -k2; cd ..\n"
+        )
+    return f"mkdir -p /work/t/src && cd /work/t/src\n{SOURCES}\ncd ..\n{''.join(body)}"
+
+
+def outcomes(output: bytes) -> list[str]:
+    """One for each call; names of temporary files differ each time."""
+    text = re.sub(rb"/tmp/cc\w{6}", b"/tmp/ccXXXXXX", output).decode(errors="backslashreplace")
+    return re.split(r"^== ", text, flags=re.MULTILINE)[1:]
+
+
+@pytest.fixture(scope="session", params=["mapped-file", "mapped-xattr"])
+def offload_pool(
+    request: pytest.FixtureRequest, armv5l_image: image.Image, places: Places
+) -> Iterator[Pool]:
+    install(ARCH, cache_dir=places.cache)
+    with Pool(ARCH, 1, places=places, security_model=request.param) as made:
+        assert made.status()[0]["offload"] == "auto", made.remarks()
+        yield made
+
+
+@pytest.fixture
+def guest(offload_pool: Pool) -> Iterator[Guest]:
+    with offload_pool.lease(timeout=60) as leased, leased.mounted():
+        leased.run(["sh", "-c", "rm -rf /work/*"], timeout=60).check()
+        yield leased
+
+
+@pytest.fixture
+def calls(guest: Guest) -> Callable[[], list[Entry]]:
+    """The ledger's entries since the test began."""
+    assert guest.offload is not None
+    path = guest.offload.ledger.path
+    before = len(read_ledger(path))
+
+    def since() -> list[Entry]:
+        # An entry is written once its caller has ended.
+        deadline = time.monotonic() + 10
+        while guest.offload and guest.offload.busy and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return read_ledger(path)[before:]
+
+    return since
+
+
+def sh(guest: Guest, script: str, **options: object) -> str:
+    result = guest.run(["bash", "-c", script], timeout=250, **options)
+    output = result.stdout + result.stderr
+    assert result.status == 0, output.decode(errors="replace")[-3000:]
+    return output.decode(errors="backslashreplace")
+
+
+def reasons(entries: Sequence[Entry]) -> list[str]:
+    return [entry.reason for entry in entries if entry.where != "offload"]
+
+
+def native(guest: Guest, places: Places, script: str) -> bytes:
+    """The same script with the guest's own tools: they are slow, and their answer is the same for
+    one image, so it is kept in the user's cache."""
+    root = image.load(ARCH, cache_dir=places.cache).facts()["files"]["root"]
+    kept = places.cache / "tests" / hashlib.sha256(f"{root}{script}".encode()).hexdigest()
+    if not kept.exists():
+        answer = guest.run(["bash", "-c", f"{NATIVE}\n{script}"], timeout=280).check().stdout
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(answer)
+    return kept.read_bytes()
+
+
+def test_every_call_has_the_guests_own_outcome(
+    guest: Guest, calls: Callable[[], list[Entry]], places: Places
+) -> None:
+    lines = CALLS.strip().splitlines()
+    script = digest_script([line.removeprefix("~") for line in lines])
+    fast = outcomes(guest.run(["bash", "-c", script], timeout=280).check().stdout)
+    made = calls()
+    slow = outcomes(native(guest, places, script))
+    assert len(fast) == len(slow) == len(lines)
+    for line, ours, theirs in zip(lines, fast, slow, strict=True):
+        assert ours == theirs, line
+    # And it was the host that did it.
+    left = [line for line in lines if line.startswith("~")]
+    local = [" ".join(entry.argv) for entry in made if entry.where != "offload"]
+    assert [call for call in local if not any(call in line for line in left)] == []
+    assert len(local) == 3
+    assert len(made) > len(lines)
+
+
+def test_what_the_host_cannot_see_runs_in_the_guest(
+    guest: Guest, calls: Callable[[], list[Entry]]
+) -> None:
+    script = """
+        cd /work; echo 'int x;' >x.c; cp x.c /tmp/x.c
+        ar rc /tmp/x.a x.c
+        gcc -c -fplugin=nope.so x.c 2>/dev/null; COMPILER_PATH=/x gcc -dumpversion
+        gcc -E - </dev/null -o /dev/stdout | head -1
+        unshare -m gcc -dumpversion
+    """
+    sh(guest, script)
+    found = reasons(calls())
+    assert found[0] == "out of the host's sight: /tmp/x.a"
+    assert "-fplugin=nope.so" in found[1]
+    assert "COMPILER_PATH" in found[2]
+    assert "/dev/stdout" in found[3]
+    assert found[4:] == ["a process with mounts of its own"]
+
+
+def test_a_changed_image_is_no_longer_what_the_host_has(
+    armv5l_image: image.Image, places: Places
+) -> None:
+    install(ARCH, cache_dir=places.cache)
+    with Pool(ARCH, 1, places=places) as pool, pool.lease(timeout=60) as guest:
+        assert guest.offload is not None
+        with guest.mounted():
+            sh(
+                guest,
+                "echo '#define X' >/usr/include/x.h; echo '#include <x.h>' | gcc -E - | tail -1",
+            )
+            (entry,) = read_ledger(guest.offload.ledger.path)
+            assert entry.reason == "the guest has changed its image: /usr"
+            allowed = guest.run(["gcc", "-dumpversion"], timeout=60, max_local=100)
+            assert allowed.status == 0
+            refused = guest.run(["gcc", "-dumpversion"], timeout=60, max_local=99)
+    assert (refused.outcome, refused.status) == ("error", 125)
+    assert "1 of 1 calls (100.0 %) ran in the guest, 99 % allowed" in refused.error
+
+
+def source(places: Places, name: str) -> Path:
+    """The locked tarball of one of the demo's packages."""
+    entries = [e for e in parse_lock(LOCK.read_text(), str(LOCK)) if e.name == name]
+    (path,) = Archive(places.cache / "packages", suites=SUITES).fetch(entries).values()
+    return path
+
+
+def test_zlib_is_configured_built_and_tested_by_its_own_scripts(
+    offload_pool: Pool, places: Places
+) -> None:
+    with offload_pool.lease(timeout=60) as guest:
+        with guest.mounted():
+            guest.run(["sh", "-c", "rm -rf /work/*"], timeout=60).check()
+        stage(source(places, "zlib"), guest.work, into="build")
+        with guest.mounted():
+            script = f"cd /work/build/* && ./configure && make -j{guest.jobs} && make test"
+            result = guest.run(
+                ["sh", "-ec", script], timeout=280, user=(0, 0), max_local=0.0
+            ).check()
+    assert b"*** zlib test OK ***" in result.stdout
+    assert b"*** zlib shared test OK ***" in result.stdout
+
+
+def test_lua_has_the_guests_own_objects(
+    guest: Guest, calls: Callable[[], list[Entry]], places: Places
+) -> None:
+    tarball = source(places, "lua5.4").read_bytes()
+    guest.run(["tar", "-xz", "-C", "/work"], stdin=tarball, timeout=60).check()
+    flags = "-g -O2 -Wall -DLUA_USE_LINUX"
+    compile_ = "; ".join(f"gcc {flags} -c {name}.c" for name in ("lapi", "lzio"))
+    script = f"cd /work/lua*/src; rm -f *.o; {compile_}; sha256sum *.o"
+    fast = guest.run(["sh", "-ec", script], timeout=120).check().stdout
+    assert reasons(calls()) == []
+    assert fast == native(guest, places, script)
+    sh(guest, f"cd /work/lua*/ && make -s -j{guest.jobs} linux && src/lua -e 'assert(2^53)'")
+    assert reasons(calls()) == []
+
+
+def test_in_a_root_of_its_own_with_nothing_but_tools(
+    guest: Guest, calls: Callable[[], list[Entry]]
+) -> None:
+    program = 'void _start(void) { for (;;) __asm__("mov r7, #1; mov r0, #42; swi 0"); }'
+    script = f"""
+        set -e
+        mkdir -p inc; echo '#define X 1' >real.h; ln -s ../real.h inc/x.h
+        printf '#include "x.h"\n%s\n' '{program}' >x.c
+        printf 'x: x.o\n\tld -o x x.o\nx.o: x.c\n\tgcc -Iinc -g -ffreestanding -c x.c\n' >Makefile
+        make; ./x || test $? = 42
+        ar rc l.a x.o; gcc --version | head -1
+    """
+    guest.run(["mkdir", "-p", "/work/root/b"], timeout=30).check()
+    result = guest.run(["sh", "-c", script], root="/work/root", cwd="/b", timeout=120)
+    assert result.status == 0, result
+    made = calls()
+    assert reasons(made) == []
+    assert [entry.tool for entry in made] == ["gcc", "ld", "ar", "gcc"]
+
+
+def test_who_may_not_write_hears_it_from_the_guests_own_tool(
+    guest: Guest, calls: Callable[[], list[Entry]]
+) -> None:
+    sh(guest, "cd /work; mkdir d; echo 'int x;' >x.c; chmod 755 . d")
+    script = "gcc -c ../x.c"
+    result = guest.run(["sh", "-c", script], cwd="/work/d", user=(1000, 1000), timeout=60)
+    assert result.status == 1
+    assert b"Permission denied" in result.stderr
+    assert reasons(calls()) == ["an output cannot be written: Permission denied"]
+    sh(guest, "chmod 777 /work/d")
+    guest.run(["sh", "-c", script], cwd="/work/d", user=(1000, 1000), timeout=60).check()
+    assert sh(guest, "stat -c '%u %a' /work/d/x.o") == "1000 644\n"
+
+
+def test_a_killed_caller_takes_its_compiler_along(
+    guest: Guest, calls: Callable[[], list[Entry]]
+) -> None:
+    before = len(calls())
+    bomb = 'cd /work; echo \'#include "x.h"\n#include "x.h"\' >x.h; cp x.h x.c'
+    guest.run(["sh", "-c", bomb], timeout=60).check()
+    assert guest.offload is not None
+    process = guest.start(["gcc", "-c", "/work/x.c"])
+    deadline = time.monotonic() + 30
+    while guest.offload.slots.free() == guest.offload.slots.count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.cancel()
+    assert process.wait().outcome == "signalled"
+    (entry,) = calls()[before:]
+    assert not guest.offload.busy
+    assert entry.reason == "the caller has gone"
+    assert guest.offload.slots.free() == guest.offload.slots.count
+
+
+# Each round changes what the last one has read, in every way in which a file can change.
+COHERENCE = """
+    cd /work; mkdir j$1; cd j$1; mkdir A B; echo 10 >A/base; echo 20 >B/base; n=0
+    echo 'int puts(const char *); int main(void) {
+        return
+        #include "value.h"
+        +
+        #include "linked.h"
+        +
+        #include "dir/base"
+        ; }' >p.c
+    while [ $n -lt $2 ]; do
+        n=$((n + 1)); k=$((n % 50))
+        echo $k >value.h
+        echo $((n % 7)) >t$((n % 3)).h; ln -s t$((n % 3)).h l; mv -T l linked.h
+        test $((n % 2)) = 0 && d=A || d=B; ln -s $d l; mv -T l dir; read base <$d/base
+        test $((n % 5)) = 0 && rm -f p
+        gcc p.c -o p || exit 1
+        ./p; got=$?
+        test $got = $((k + n % 7 + base)) || { echo "round $n: $got"; exit 1; }
+    done
+"""
+
+
+def test_what_was_written_the_moment_before_is_seen(
+    guest: Guest, calls: Callable[[], list[Entry]]
+) -> None:
+    rounds, jobs = 40, 3
+    script = f"job() {{ {COHERENCE} }}; " + "".join(f"job {n} {rounds} & " for n in range(jobs))
+    sh(guest, script + "for n in $(jobs -p); do wait $n || exit 1; done")
+    made = calls()
+    assert len(made) == rounds * jobs
+    assert reasons(made) == []
+
+
+SECRET = Path(__file__).resolve()
+
+# What a hostile guest might ask of the host's tools; none of it may show a file of the host.
+ATTACKS = [
+    f"echo '#include \"{SECRET}\"' | gcc -E -",
+    f"gcc -E -include {SECRET} x.c",
+    f"echo '.incbin \"{SECRET}\"' >i.s; gcc -c i.s && cat i.o",
+    f"echo '.include \"{SECRET}\"' >i.s; gcc -c i.s",
+    f"gcc -E @{SECRET}",
+    f"echo 'INPUT({SECRET})' >l.ld; gcc x.c -T l.ld",
+    f"ld -r -b binary {SECRET} -o b.o; cat b.o",
+    f"ar rcT t.a {SECRET}; gcc x.c t.a",
+    f"ln -sf {SECRET} link.c; gcc -E link.c",
+    "echo '#include \"../../../../../../../../../../etc/hostname\"' | gcc -E -",
+    "gcc -fplugin=./x.so x.c",
+    "gcc -B. -c x.c -o b.o",
+    "gcc -specs=./s x.c",
+    "gcc -wrapper ./evil x.c",
+    f"CPATH={SECRET.parent} gcc -E -include {SECRET.name} x.c",
+    "DEPENDENCIES_OUTPUT=/work/deps gcc -c x.c",
+    "COMPILER_PATH=/work GCC_EXEC_PREFIX=/work/ gcc -c x.c",
+    "gcc -c x.c -o ../../../../../../../etc/passwd2; gcc -c x.c -o /proc/self/x",
+]
+
+
+def test_a_hostile_guest_sees_nothing_of_the_host(guest: Guest) -> None:
+    setup = "cd /work; echo 'int main(void) { return 0; }' >x.c; cp /bin/true x.so;"
+    setup += " printf '#!/bin/sh\\necho EVIL on $(hostname)\\n' >evil; chmod +x evil; cp evil cc1;"
+    script = setup + "".join(f"( {attack} ) 2>&1; " for attack in ATTACKS) + "true"
+    output = guest.run(["bash", "-c", script], timeout=200).check().stdout
+    assert b"a hostile guest" not in output.replace(b"test_a_hostile_guest", b"")
+    assert b"ATTACKS" not in output
+    # What is run by such options is run in the guest.
+    assert all(b"on g0" in line for line in output.splitlines() if b"EVIL on" in line)
