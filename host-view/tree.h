@@ -76,11 +76,23 @@ int tree_open(struct tree *tree, enum model model, bool fixed, int root, struct 
 int tree_refresh(struct tree *tree);
 void tree_close(struct tree *tree);
 
+/* items.c */
+
 /* The path of a folder below the root; false if it is too long. Empty for the root. */
 bool folder_path(const struct folder *folder, char *path, size_t size);
+bool item_path(const struct item *item, char *path, size_t size);
+/* Make room for one item more. 0 or ENOMEM. */
+int table_grow(struct tree *tree);
+struct item *item_find(struct tree *tree, struct folder *folder, const char *name);
+/* NULL if there is no memory. */
+struct item *item_new(struct tree *tree, struct folder *folder, const char *name);
+void item_free(struct tree *tree, struct item *item);
+/* NULL if there is no memory, or are too many. */
+struct folder *folder_new(struct tree *tree, struct item *self);
+/* Free a folder and all below it. */
+void folder_forget(struct tree *tree, struct folder *top);
 
 /* tree.c, for watch.c */
-struct item *item_find(struct tree *tree, struct folder *folder, const char *name);
 int tree_examine(struct tree *tree, struct folder *folder, int fd, int metadata, const char *name,
 		 bool renewed);
 int tree_reset(struct tree *tree);
