@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 import subprocess
+import sys
 import tarfile
 import zlib
 from collections import defaultdict
@@ -197,6 +198,12 @@ def test_a_guest_sees_what_the_archive_says(shared_guest: Guest, lister: bytes) 
     wanted_seen = meant(wanted)
     with shared_guest.mounted():
         found = listed(shared_guest, lister)
+        # Case 19: nobody else collects what a guest has mounted.
+        argv = [sys.executable, "-m", "guestctl", "virtfs", "collect"]
+        done = subprocess.run(
+            [*argv, shared_guest.work.path, "-"], capture_output=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stdout) == (1, b"") and b"in use" in done.stderr
     socket = found.pop(b"./sock")
     assert (socket.mode, socket.uid, socket.gid, socket.size) == (0o140751, 0, 0, 0)
     assert not differing(found, wanted_seen)
