@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "board.h"
 #include "job.h"
 #include "serial.h"
 #include "system.h"
@@ -138,7 +139,8 @@ static int start(struct agent *a)
 
 static int usage(void)
 {
-	fputs("usage: agent PORT | agent --line TTY | agent --fd N [--plain] [--socket NAME]\n", stderr);
+	fputs("usage: agent PORT [--plain] [--socket NAME]\n"
+	      "       agent --fd N | --line TTY | --listen ADDRESS:PORT KEYFILE ...\n", stderr);
 	return 2;
 }
 
@@ -156,7 +158,12 @@ int agent_main(int argc, char **argv)
 			a.port = atoi(argv[++i]);
 		else if (strcmp(argv[i], "--line") == 0 && i + 1 < argc)
 			a.port = serial_open(argv[++i], 0);
-		else if (strcmp(argv[i], "--socket") == 0 && i + 1 < argc)
+		else if (strcmp(argv[i], "--listen") == 0 && i + 2 < argc) {
+			a.port = board_listen(argv[i + 1], argv[i + 2]);
+			if (a.port < 0)
+				return EXIT_FAILURE;
+			i += 2;
+		} else if (strcmp(argv[i], "--socket") == 0 && i + 1 < argc)
 			a.socket_name = argv[++i];
 		else if (argv[i][0] != '-' && a.port < 0)
 			a.port = open(argv[i], O_RDWR | O_NONBLOCK | O_CLOEXEC);

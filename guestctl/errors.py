@@ -13,6 +13,7 @@ GuestctlError
 ├── OffloadError      the host cannot compile for a guest
 ├── PoolError         a pool cannot be made, found or leased
 ├── ProtocolError     the peer broke the agent protocol
+├── BoardError        a board cannot be reached or trusted
 ├── RequestFailed     the agent refused a request
 ├── ViewError         a tool's view could not be made, or was lost
 ├── GuestLost         the guest died or fell silent         exit 125 of run
@@ -26,6 +27,7 @@ from __future__ import annotations
 __all__ = [
     "AgentBroke",
     "ArchiveError",
+    "BoardError",
     "BuildError",
     "CommandFailed",
     "DefinitionError",
@@ -115,6 +117,10 @@ class ProtocolError(GuestctlError):
 
 class ViewError(GuestctlError):
     """A tool could not be run in a view; whether it ran at all is not known."""
+
+
+class BoardError(GuestctlError):
+    pass
 
 
 class RequestFailed(GuestctlError):

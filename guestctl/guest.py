@@ -333,8 +333,13 @@ class Guest:
     def mounted(self) -> Iterator[None]:
         """The share is mounted at /work, and out of the host's reach, for as long as this lasts.
 
-        Raises ShareError for a share that was staged in part only.
+        Raises ShareError for a share that was staged in part only, and for a board, which has none.
         """
+        if self._folder.spec().get("member"):
+            raise ShareError(
+                f"{self.name} is a board, which has no share of this host",
+                hint="run the command on what the board has itself, or lease a guest",
+            )
         if is_partial(self.work.path):
             raise ShareError(
                 f"{self.work.path} was staged in part only", hint="stage the same archive again"

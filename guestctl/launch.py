@@ -42,11 +42,12 @@ def start_guest(
     report, notify = os.pipe2(os.O_CLOEXEC)
     handles = [agent.fileno(), monitor.fileno(), notify, -1 if leash is None else leash]
     handles += [origin.memory, origin.state]
+    module = "guestctl.keeper" if spec.member else "guestctl.supervisor"
     # A session of its own: the terminal's Ctrl-C is not for it. -P: the caller's folder holds
     # no modules of ours.
     try:
         with open(folder.path / "supervisor.log", "wb") as log, agent, monitor:
-            argv = [sys.executable, "-P", "-m", "guestctl.supervisor"]
+            argv = [sys.executable, "-P", "-m", module]
             subprocess.Popen(
                 [*argv, str(folder.path), origin.ident, *(str(handle) for handle in handles)],
                 stdin=subprocess.DEVNULL,

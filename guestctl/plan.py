@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guestctl import image
+from guestctl.board import read_key, split_address
 from guestctl.errors import HostLacks, PoolError, UsageError
 from guestctl.offload import MODES, why_off
 from guestctl.places import Places
@@ -42,6 +43,9 @@ class PoolOptions:
     offload: str = "auto"
     # Its guests boot, even where there is a template to clone.
     cold: bool = False
+    # Boards, as HOST or HOST:PORT, that belong to the pool, and the file with their key.
+    members: tuple[str, ...] = ()
+    key: str = ""
     # Exactly this folder is the share of the only guest.
     single: bool = False
 
@@ -111,6 +115,7 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
                 ledger=str(ledger_path(places, name)),
             )
         )
+    guests += _boards(options, own)
     remarks = []
     if row.cpus_kvm and best.name != "kvm":
         remarks.append(f"emulated, without KVM: {best.reason}")
@@ -119,6 +124,43 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
     if no_offload and options.offload != "off" and best.name == "tcg":
         remarks.append(f"nothing is offloaded: {no_offload}")
     return Plan(tuple(guests), made.id, tuple(remarks))
+
+
+def _boards(options: PoolOptions, own: Path) -> list[GuestSpec]:
+    """The members that are no guests: they have an agent, and nothing else of ours."""
+    if not options.members:
+        return []
+    read_key(Path(options.key))
+    found = []
+    for number, member in enumerate(options.members, start=options.size):
+        host, port = split_address(member)
+        folders = own / f"g{number}", own / f"g{number}.base"
+        for folder in folders:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found.append(
+            GuestSpec(
+                arch=options.arch,
+                name=f"g{number}",
+                hostname=host,
+                kernel="",
+                initramfs="",
+                root="",
+                dtb=None,
+                work=str(folders[0]),
+                base=str(folders[1]),
+                scratch_folder="",
+                memory=0,
+                accelerator="none",
+                cpu="",
+                namespaces=False,
+                unconfined_reason="a board",
+                channel="board",
+                offload_reason="a board",
+                member=f"{host}:{port}",
+                key=str(Path(options.key).resolve()),
+            )
+        )
+    return found
 
 
 def _why_no_offload(options: PoolOptions, accelerator: str, places: Places) -> str:
@@ -152,6 +194,8 @@ def _work_trees(options: PoolOptions, own: Path) -> list[Path]:
 
 def _check(options: PoolOptions, memory: int, most: int) -> None:
     """Raises UsageError or PoolError for what cannot work."""
+    if options.members and not options.key:
+        raise UsageError("boards need a key", hint="--key FILE; guestctl agent key FILE makes one")
     if options.size < 1:
         raise UsageError(f"a pool has at least one guest, not {options.size}")
     for what, given, known in (

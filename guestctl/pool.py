@@ -123,6 +123,8 @@ class Pool:
     def _start(self, spec: GuestSpec, origin: Origin) -> dict[int, GuestDir]:
         leash = self._leash[0] if self._leash else None
         folder = self._dir.guest(spec.name)
+        if spec.member:
+            origin = Origin(cold="a board")
         return start_guest(folder, spec, self._places.runtime, leash, origin)
 
     def _claim(self, spec: dict[str, Any]) -> None:

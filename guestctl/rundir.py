@@ -43,6 +43,7 @@ __all__ = [
     "pool_names",
     "read_json",
     "remove_lock",
+    "tell_starter",
     "write_json",
 ]
 
@@ -134,6 +135,16 @@ def connected_socket(path: Path) -> socket.socket:
         made.close()
         raise
     return made
+
+
+def tell_starter(notify: int, facts: dict[str, Any]) -> None:
+    """Says once, to whoever started a supervisor, that its guest is ready or why not."""
+    try:
+        os.write(notify, json.dumps(facts).encode() + b"\n")
+        os.close(notify)
+    except OSError:
+        # Whoever started us is gone; the state file tells the next one.
+        return
 
 
 @dataclass(frozen=True)

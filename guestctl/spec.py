@@ -136,6 +136,9 @@ class GuestSpec:
     # The folder of the template that it is cloned from; or why it has to boot.
     template: str = ""
     cold: str = ""
+    # For a board: HOST:PORT of its agent, and the file of the key; it has no QEMU.
+    member: str = ""
+    key: str = ""
 
 
 def status_of_errno(code: int) -> int:

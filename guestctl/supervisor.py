@@ -9,7 +9,6 @@ stay), and what a clone is made of, which ORIGIN names; -1 for what is not there
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import select
@@ -33,7 +32,7 @@ from guestctl.processes import ProcessId, processor_time
 from guestctl.qemu.confine import Confinement
 from guestctl.qemu.machine import Machine
 from guestctl.qemu.spawn import Running, scratch_disk, spawn
-from guestctl.rundir import GuestDir, bound_socket, connected_socket, flocked
+from guestctl.rundir import GuestDir, bound_socket, connected_socket, flocked, tell_starter
 from guestctl.spec import GuestSpec
 from guestctl.targets import target
 from guestctl.template import Template, load
@@ -97,10 +96,10 @@ class Supervisor:
             self._start(agent, monitor)
         except (GuestctlError, OSError) as error:
             cause = self._end(str(error))
-            _tell(notify, {"error": cause, "console": self._folder.console_tail()})
+            tell_starter(notify, {"error": cause, "console": self._folder.console_tail()})
             return
         self._record("ready", boot_seconds=round(time.monotonic() - begin, 3))
-        _tell(notify, {"ready": True})
+        tell_starter(notify, {"ready": True})
         self._watch()
 
     def _on_term(self, *_: object) -> None:
@@ -381,15 +380,6 @@ def _kill(running: Running, qemu: ProcessId | None) -> None:
     if not _reaped(running, _EXIT_TIMEOUT):
         running.process.kill()
         _reaped(running, _EXIT_TIMEOUT)
-
-
-def _tell(notify: int, facts: dict[str, Any]) -> None:
-    try:
-        os.write(notify, json.dumps(facts).encode() + b"\n")
-        os.close(notify)
-    except OSError:
-        # Whoever started us is gone; the state file tells the next one.
-        return
 
 
 def main(argv: list[str]) -> None:

@@ -17,14 +17,14 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("definitions", "document", "recipe"), 1),
     **dict.fromkeys(("archive", "companion", "packages", "pump", "tree", "view"), 2),
     **dict.fromkeys(("console", "jobs", "journal", "rundir", "tail"), 2),
-    **dict.fromkeys(("bridge", "link", "places", "processes", "qemu", "share"), 2),
+    **dict.fromkeys(("board", "bridge", "link", "places", "processes", "qemu", "share"), 2),
     **dict.fromkeys(("agent", "facts", "guest", "loss", "metering", "mounting"), 3),
     **dict.fromkeys(("offload", "process", "services"), 3),
     **dict.fromkeys(("bundle", "image", "imaging", "system", "toolchain", "translate"), 3),
     **dict.fromkeys(("template",), 3),
     **dict.fromkeys(("cloning",), 4),
     **dict.fromkeys(("builder",), 4),
-    **dict.fromkeys(("examine", "launch", "plan", "pool", "probes", "supervisor"), 4),
+    **dict.fromkeys(("examine", "keeper", "launch", "plan", "pool", "probes", "supervisor"), 4),
     **dict.fromkeys(("__init__", "__main__", "cli"), 5),
 }
 

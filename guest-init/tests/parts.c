@@ -11,6 +11,7 @@
 #include "frame.h"
 #include "numbers.h"
 #include "out.h"
+#include "sha256.h"
 #include "spec.h"
 
 static void check_bytes(void)
@@ -205,8 +206,29 @@ static void check_numbers(void)
 	CHECK(resource_from_generic(9) == RLIMIT_AS && resource_from_generic(16) < 0);
 }
 
+/* RFC 4231, test cases 2 and 6. */
+static void check_hmac(void)
+{
+	static const uint8_t first[4] = { 0x5b, 0xdc, 0xc1, 0x46 };
+	static const uint8_t second[4] = { 0x60, 0xe4, 0x31, 0x59 };
+	uint8_t digest[SHA256_SIZE], key[131];
+	struct hmac h;
+
+	hmac_key(&h, (const uint8_t *)"Jefe", 4);
+	hmac_add(&h, "what do ya want ", 16);
+	hmac_add(&h, "for nothing?", 12);
+	hmac_end(&h, digest);
+	CHECK(memcmp(digest, first, sizeof(first)) == 0);
+	memset(key, 0xaa, sizeof(key));
+	hmac_key(&h, key, sizeof(key));
+	hmac_add(&h, "Test Using Larger Than Block-Size Key - Hash Key First", 54);
+	hmac_end(&h, digest);
+	CHECK(memcmp(digest, second, sizeof(second)) == 0);
+}
+
 void check_parts(void)
 {
+	check_hmac();
 	signal(SIGPIPE, SIG_IGN);
 	check_bytes();
 	check_ring();

@@ -16,6 +16,7 @@ __all__ = ["main", "program"]
 
 # Noun: (its module, the command there, one line of help). A module is loaded when it is used.
 _NOUNS = {
+    "agent": ("agent", "group", "Put the agent on a board or another machine."),
     "artifact": ("artifact", "group", "Look at what was built, take it out, remove it."),
     "build": ("build", "build", "Build components from definitions, in pristine guests."),
     "console": ("console", "console", "Show the console of a guest's kernel, and type into it."),

@@ -63,6 +63,14 @@ def group() -> None:
     show_default=True,
     help="Whether the host compiles for the guests.",
 )
+@click.option(
+    "--member",
+    "members",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="A board that belongs to the pool as well; may be given again. It has no share.",
+)
+@click.option("--key", default="", metavar="FILE", help="The boards' key: guestctl agent key.")
 @click.option("--boot-timeout", type=float, default=120.0, show_default=True, metavar="SECONDS")
 @click.option("--cold", is_flag=True, help="Boot the guests instead of cloning a template.")
 @click.option("--print-qemu", is_flag=True, help="Print QEMU's command line, and do nothing.")
@@ -76,6 +84,8 @@ def up(
     channel: str,
     network: str,
     offload: str,
+    members: tuple[str, ...],
+    key: str,
     boot_timeout: float,
     cold: bool,
     print_qemu: bool,
@@ -96,6 +106,8 @@ def up(
         "memory": memory,
         "security_model": security_model,
         "channel": channel,
+        "members": members,
+        "key": key,
         "network": network == "user",
         "offload": offload,
         "boot_timeout": boot_timeout,
@@ -124,6 +136,8 @@ def _print_qemu(options: PoolOptions, name: str) -> None:
 
     numbers = {what: number for number, what in enumerate(DESCRIPTORS, start=3)}
     for spec in plan_pool(options, name, Places.of_user()).guests:
+        if spec.member:
+            continue
         argv = command_line(Machine.of(spec), Confinement(spec.namespaces), numbers, 7)
         click.echo(shlex.join(argv))
 

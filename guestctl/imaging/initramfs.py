@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from guestctl.errors import ImageError
 from guestctl.imaging.workshop import Step
 
-__all__ = ["Member", "build_guest_init", "newc", "stub_names", "write_initramfs"]
+__all__ = ["Member", "build_guest_init", "init_of", "newc", "stub_names", "write_initramfs"]
 
 VERSION = 3
 _FOLDERS = ("dev", "image", "proc", "root", "run", "scratch", "sys", "tmp")
@@ -76,3 +77,18 @@ def newc(members: Iterable[Member]) -> bytes:
         archive += member.data
         archive += bytes(-len(archive) % 4)
     return bytes(archive)
+
+
+def init_of(initramfs: Path) -> bytes:
+    """The program that `write_initramfs` has put in as `init`; raises ImageError without one."""
+    data = initramfs.read_bytes()
+    at = 0
+    while data[at : at + 6] == b"070701":
+        fields = [int(data[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
+        size, name_size = fields[6], fields[11]
+        name = data[at + 110 : at + 109 + name_size]
+        begin = at + 110 + name_size + -(110 + name_size) % 4
+        if name == b"init":
+            return data[begin : begin + size]
+        at = begin + size + -size % 4
+    raise ImageError(f"{initramfs} holds no init")
