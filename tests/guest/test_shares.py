@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 
 import pytest
 
-from guestctl import Guest
+from guestctl import Guest, stage
+from guestctl.errors import ArchiveError, ShareError
+from tests.corpus import Member, tar_bytes
 
 
 def test_the_hosts_files_stay_the_users_own(shared_guest: Guest) -> None:
@@ -74,3 +77,15 @@ def test_the_guests_compiler_makes_programs_that_run(guest: Guest) -> None:
         assert guest.run(["./hello"], timeout=60).check().stdout == b"hello\n"
         kind = guest.run(["file", "-b", "hello"], timeout=60).check().stdout
         assert b"ARM, EABI5" in kind
+
+
+def test_a_tree_that_is_partly_staged_is_not_mounted(shared_guest: Guest) -> None:
+    """Nor run in: not until the stage that did not end has been done anew."""
+    hostile = io.BytesIO(tar_bytes([Member("a"), Member("../x")]))
+    with pytest.raises(ArchiveError, match="its name has"):
+        stage(hostile, shared_guest.work)
+    with pytest.raises(ShareError, match="staged in part"), shared_guest.mounted():
+        pytest.fail("it was mounted")
+    stage(io.BytesIO(tar_bytes([Member("b", data=b"whole")])), shared_guest.work)
+    with shared_guest.mounted():
+        assert shared_guest.run(["cat", "b"], timeout=60).check().stdout == b"whole"
