@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from guestctl.memory import is_sealed
 from guestctl.rundir import GuestDir
 from guestctl.spec import GuestSpec
 from guestctl.template import NoTemplate, Saved, obtain
 
 __all__ = ["Origin", "origin_of"]
-
-_SEALED = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,4 @@ def _lent(saved: Saved, siblings: Sequence[GuestDir]) -> int:
 
 
 def _fits(memory: int, saved: Saved) -> bool:
-    try:
-        sealed = fcntl.fcntl(memory, fcntl.F_GET_SEALS) & _SEALED == _SEALED
-    except OSError:
-        return False
-    return sealed and os.fstat(memory).st_size == os.fstat(saved.ram).st_size
+    return is_sealed(memory) and os.fstat(memory).st_size == os.fstat(saved.ram).st_size

@@ -31,6 +31,7 @@ from typing import Any
 
 from guestctl.agent import Agent
 from guestctl.errors import GuestctlError
+from guestctl.memory import sealed_copy, write_memory
 from guestctl.qemu.accel import qemu_program
 from guestctl.qemu.confine import Confinement
 from guestctl.qemu.machine import DESCRIPTORS, Machine, Paths, qemu_argv
@@ -49,9 +50,6 @@ _LOAD_TIMEOUT = 10.0
 _GIVEN_UP = 600.0
 _FAIR_TIMEOUT = 20.0
 _POLL = 0.02
-_GRAIN = 4096
-_CHUNK = 1 << 20
-_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -126,7 +124,7 @@ class Saved:
     def memory(self) -> int:
         """A descriptor of a sealed copy of the memory. Raises NoTemplate."""
         try:
-            return _sealed_copy(self.ram)
+            return sealed_copy(self.ram)
         except OSError as error:
             raise NoTemplate(f"its memory cannot be copied: {error.strerror}") from None
 
@@ -273,7 +271,7 @@ def _save(spec: GuestSpec, aside: Path) -> None:
             running.process.kill()
             running.process.wait()
             running.console.close()
-        _write_memory(memory, aside / "ram")
+        write_memory(memory, aside / "ram")
     finally:
         os.close(memory)
     shutil.rmtree(run)
@@ -328,52 +326,3 @@ def _write_state(monitor: Path, path: Path) -> None:
         qemu.await_status("query-migrate", "completed", ("failed", "cancelled"))
         qemu.ask("quit")
     os.chmod(path, 0o400)
-
-
-# --- memory ---------------------------------------------------------------------------------
-
-
-def _write_memory(memory: int, path: Path) -> None:
-    """Writes what is not zero to a file of the same size."""
-    zero = bytes(_GRAIN)
-    with open(path, "xb", buffering=0) as file:
-        file.truncate(os.fstat(memory).st_size)
-        for begin, end in _data(memory):
-            for at in range(begin, end, _CHUNK):
-                chunk = os.pread(memory, min(_CHUNK, end - at), at)
-                for page in range(0, len(chunk), _GRAIN):
-                    data = chunk[page : page + _GRAIN]
-                    if data != zero:
-                        os.pwrite(file.fileno(), data, at + page)
-    os.chmod(path, 0o400)
-
-
-def _sealed_copy(source: int) -> int:
-    memory = os.memfd_create("guestctl-clone", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(memory, os.fstat(source).st_size)
-        for at, end in _data(source):
-            os.lseek(memory, at, os.SEEK_SET)
-            left = end - at
-            while left:
-                sent = os.sendfile(memory, source, end - left, left)
-                if not sent:
-                    raise NoTemplate("its memory was cut short")
-                left -= sent
-        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
-    except BaseException:
-        os.close(memory)
-        raise
-    return memory
-
-
-def _data(handle: int) -> Iterator[tuple[int, int]]:
-    """Where a sparse file has data, from and to."""
-    at, size = 0, os.fstat(handle).st_size
-    while at < size:
-        try:
-            begin = os.lseek(handle, at, os.SEEK_DATA)
-        except OSError:
-            return  # nothing but a hole
-        at = os.lseek(handle, begin, os.SEEK_HOLE)
-        yield begin, at

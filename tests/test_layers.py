@@ -21,6 +21,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("agent", "facts", "guest", "loss", "metering", "mounting"), 3),
     **dict.fromkeys(("offload", "process", "services"), 3),
     **dict.fromkeys(("bundle", "image", "imaging", "system", "toolchain", "translate"), 3),
+    **dict.fromkeys(("memory",), 2),
     **dict.fromkeys(("template",), 3),
     **dict.fromkeys(("cloning",), 4),
     **dict.fromkeys(("builder",), 4),
