@@ -19,6 +19,7 @@ import pytest
 from guestctl import Pool, PoolError, journal
 from guestctl.image import Image
 from guestctl.places import Places
+from guestctl.wire import CREDIT_WINDOW
 from tests.guest.conftest import CHANNEL
 
 GUESTCTL = [sys.executable, "-m", "guestctl"]
@@ -71,6 +72,15 @@ def killed(pool: Pool, *argv: str) -> tuple[str, bytes]:
     return str(pool.status()[0]["job"]), got
 
 
+def check_joined(first: bytes, rest: bytes, whole: bytes) -> None:
+    """No byte is missing. Those that the dead caller had handed on, and not yet said so, come again;
+    tests/test_agent.py shows that no others do.
+    """
+    assert whole.startswith(first)
+    assert whole.endswith(rest)
+    assert 0 <= len(first) + len(rest) - len(whole) <= CREDIT_WINDOW
+
+
 def test_a_caller_that_is_killed_leaves_an_orphan_that_run_takes_over(ours: Pool) -> None:
     script = "i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo line $i; sleep 0.05; done; exit 6"
     job, first = killed(ours, "--", "sh", "-c", script)
@@ -85,7 +95,7 @@ def test_a_caller_that_is_killed_leaves_an_orphan_that_run_takes_over(ours: Pool
         check=False,
     )
     assert taken.returncode == 6, taken.stderr
-    assert first + taken.stdout == b"".join(b"line %d\n" % n for n in range(1, 61))
+    check_joined(first, taken.stdout, b"".join(b"line %d\n" % n for n in range(1, 61)))
     assert state(ours) == "ready"
     assert [event for event in events(ours) if event in ("orphan", "attach", "expired")] == [
         "orphan",
@@ -94,13 +104,13 @@ def test_a_caller_that_is_killed_leaves_an_orphan_that_run_takes_over(ours: Pool
 
 
 def test_its_output_waits_and_so_does_it(ours: Pool) -> None:
-    """Much more than is kept: the command is held back, and not a byte is lost or doubled."""
+    """Much more than is kept: the command is held back, and nothing is lost."""
     job, first = killed(ours, "--", "seq", "1000000")
     out = io.BytesIO()
     with ours.adopt(job) as guest:
         result = guest.attach(stdout=out).wait()
     assert result.status == 0
-    assert first + out.getvalue() == b"".join(b"%d\n" % n for n in range(1, 1000001))
+    check_joined(first, out.getvalue(), b"".join(b"%d\n" % n for n in range(1, 1000001)))
 
 
 def test_an_orphan_is_killed_when_its_time_is_over(ours: Pool) -> None:
