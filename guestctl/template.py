@@ -240,6 +240,7 @@ def _make(spec: GuestSpec, template: Template) -> None:
         facts |= {"boot": _boot(), "seconds": round(time.monotonic() - begin, 3)}
         write_json(aside / "template.json", facts)
         os.rename(aside, template.folder)
+        _sweep(template.folder.parent)
     except (GuestctlError, OSError) as error:
         # A time-out that was short on purpose says nothing of the template.
         if spec.boot_timeout >= _FAIR_TIMEOUT:
@@ -247,6 +248,13 @@ def _make(spec: GuestSpec, template: Template) -> None:
         raise NoTemplate(str(error)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sweep(templates: Path) -> None:
+    """Removes those of an earlier boot: whatever they were made from, nobody will use them."""
+    for facts in templates.glob("[!.]*/template.json"):
+        if read_json(facts).get("boot") != _boot():
+            Template(facts.parent).discard()
 
 
 def _save(spec: GuestSpec, aside: Path) -> None:

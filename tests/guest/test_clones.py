@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,7 +193,9 @@ def test_a_template_that_was_changed_is_made_anew(armv5l_image: Image, own_place
         assert (made / "template.json").read_text() != first
     facts = json.loads((made / "template.json").read_text())
     (made / "template.json").write_text(json.dumps({**facts, "boot": "another"}))
+    shutil.copytree(made, made.with_name("armv5l-of-another-image"))
     assert start(own_places) == ("clone", "")
+    assert template(own_places) == made
     assert json.loads((made / "template.json").read_text())["boot"] != "another"
 
 
