@@ -73,8 +73,8 @@ def killed(pool: Pool, *argv: str) -> tuple[str, bytes]:
 
 
 def check_joined(first: bytes, rest: bytes, whole: bytes) -> None:
-    """No byte is missing. Those that the dead caller had handed on, and not yet said so, come again;
-    tests/test_agent.py shows that no others do.
+    """No byte is missing. Those that the dead caller had handed on, and not yet said so, come
+    again; tests/test_agent.py shows that no others do.
     """
     assert whole.startswith(first)
     assert whole.endswith(rest)
