@@ -122,6 +122,7 @@ def main() -> int:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     guestctl("image", "build", ARCH)
+    guestctl("toolchain", "install", ARCH)
     places = Places.of_user()
     lock = Path(__file__).with_name("demo.lock")
     entries = parse_lock(lock.read_text(), str(lock))
@@ -135,6 +136,7 @@ def main() -> int:
             jobs = [workers.submit(build, package, tarballs[package], out) for package in COMMANDS]
             rows = [job.result() for job in jobs]
         show(next(row.artifact for row in rows if row.package == "hello"))
+        guestctl("offload", "report", "--name", POOL)
     finally:
         guestctl("pool", "down", "--name", POOL)
     table(rows)

@@ -319,7 +319,10 @@ class Guest:
         the calls that offload is there for ran in the guest after all.
         """
         process = self.start(argv, **options)
-        result = process.wait()
+        return self.judge(process, process.wait(), max_local)
+
+    def judge(self, process: Process, result: Result, max_local: float | None) -> Result:
+        """The result, or the error that it becomes by `max_local`, as for `run`."""
         if max_local is None or result.status:
             return result
         local = self.offload.too_local(process.id, max_local) if self.offload else "it is off"

@@ -43,6 +43,12 @@ SHELL = ("sh", "-c", "command -v bash >/dev/null && exec bash; exec sh")
 @click.option("--attach", metavar="JOB", help="Take over a job whose guestctl has died.")
 @click.option("--debug-shell", is_flag=True, help="If it fails: a shell in the same place.")
 @click.option("--keep-failed", is_flag=True, help="With --arch: keep the guest if it fails.")
+@click.option(
+    "--max-local",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="Fail when more of its compiler calls than that ran in the guest.",
+)
 @click.option("--result", metavar="FILE", help="Write how it ended to FILE, as JSON.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(command: tuple[str, ...], result: str | None, **options: Any) -> int:
@@ -115,6 +121,7 @@ def _run(command: tuple[str, ...], options: dict[str, Any]) -> Result:
         limits = {name: options[name] for name in ("timeout", "idle_timeout")}
         process = start(place, command, options, tty=options["tty"], **limits)
         made = _finished(place, process, options, terminal=options["tty"])
+        made = place.guest.judge(process, made, options["max_local"])
         if made.status and options["debug_shell"]:
             _debug(place, made, options)
         place.keep = bool(made.status and options["keep_failed"])
