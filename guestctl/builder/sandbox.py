@@ -30,6 +30,7 @@ EPOCH = 1_700_000_000
 _ROOT = "/work"
 _DESTDIR = "/inst"
 _SHELL = "/tools/bin/sh"
+_AR = b"!<arch>\n"
 _STEP_TIMEOUT = 6 * 3600.0
 _IDLE_TIMEOUT = 3600.0
 _PREPARE_TIMEOUT = 600.0
@@ -48,8 +49,9 @@ lend() {{ [ -e "$1" ] || [ -L "$1" ] || [ ! -e "$2" ] || ln -s "$2" "$1"; }}
 {lent}
 """
 
+_WHOLE = "cd /build; mv .source {name}"
 # An archive with one folder at its top is that folder.
-_UNPACK = """
+_STRIPPED = """
 cd /build
 set -- .source/* .source/.[!.]*
 kept=
@@ -137,8 +139,7 @@ class Sandbox:
         name = shlex.quote(self.job.component.name)
         lent = "\n".join(f"lend {path} /tools/bin/{tool}" for path, tool in _LENT.items())
         self._shell(_FURNISH.format(destdir=_DESTDIR, lent=lent), "/", what="prepare")
-        unpack = _UNPACK.format(name=name) if self.job.source else f"mkdir -p /build/{name}"
-        self._shell(unpack, "/", what="prepare")
+        self._shell(_unpacking(self.job.source).format(name=name), "/", what="prepare")
         for number, (_patch, strip) in enumerate(self.job.patches):
             command = f"patch -p{strip} -i ../.patches/{number:04d}.patch"
             self._shell(command, f"/build/{self.job.component.name}", what="patches")
@@ -210,6 +211,19 @@ class Sandbox:
         finally:
             spent = time.monotonic() - begin
             self.seconds[step] = self.seconds.get(step, 0.0) + spent
+
+
+def _unpacking(source: Path | None) -> str:
+    """The commands that give the staged source its name. A Debian package is a root, not a folder
+    with a source in it.
+    """
+    if source is None:
+        return "mkdir -p /build/{name}"
+    if source.is_file():
+        with open(source, "rb") as file:
+            if file.read(len(_AR)) == _AR:
+                return _WHOLE
+    return _STRIPPED
 
 
 def _node(device: Device) -> str:

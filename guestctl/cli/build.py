@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,14 +91,25 @@ def _builder(
     facts = {"image": made.id, "toolchain": _toolchain(arch, places.cache)}
     platform = Platform(arch, image.recipe(arch).triplet, facts)
     store = Store(places.data)
-    archive = image.archive(arch, cache_dir=places.cache)
-
-    def debian(address: str) -> Path:
-        return archive.orig_tarball(address.removeprefix("debian:"))[1]
-
-    sources = Sources(places.cache / "sources", {}, {"debian": debian}, offline)
+    sources = Sources(places.cache / "sources", {}, _debian(arch, places.cache), offline)
     planner = Planner(project, platform, store, sources)
     return Builder(planner, store, sources, places.data, listener=screen, max_local=max_local)
+
+
+def _debian(arch: str, cache: Path) -> dict[str, Callable[[str], Path]]:
+    """Addresses of what the Debian archive has: upstream tarballs, and packages of `arch`."""
+    from guestctl import image
+
+    archive = image.archive(arch, cache_dir=cache)
+
+    def upstream(address: str) -> Path:
+        return archive.orig_tarball(address.partition(":")[2])[1]
+
+    def package(address: str) -> Path:
+        (entry,) = archive.pick([address.partition(":")[2]], image.recipe(arch).debian)
+        return archive.fetch([entry])[entry]
+
+    return {"debian": upstream, "deb": package}
 
 
 def _toolchain(arch: str, cache: Path) -> str:
