@@ -193,7 +193,7 @@ class Guest:
         `env`. `stdin` is bytes, a binary file, PIPE, or None for nothing. Output goes to
         `stdout` and `stderr`, to `log` for both, or is captured in the result. `timeout` and
         `idle_timeout` (since the last output) are in seconds of a guest at its usual speed, see
-        docs/decisions/0041-time-outs.md. With `tty` the command gets a terminal of `window` (rows,
+        docs/decisions/0043-time-outs.md. With `tty` the command gets a terminal of `window` (rows,
         columns): all its output goes to `stdout`. Raises UsageError, GuestLost.
         """
         if cwd is None:

@@ -2,7 +2,7 @@
 
 On a busy host a guest waits for a processor most of the time, and a limit in plain seconds would
 kill what only was not let run. `starved` says how long it has waited so far; see
-docs/decisions/0041-time-outs.md.
+docs/decisions/0043-time-outs.md.
 """
 
 from __future__ import annotations

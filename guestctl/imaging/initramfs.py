@@ -21,7 +21,8 @@ VERSION = 3
 _FOLDERS = ("dev", "image", "proc", "root", "run", "scratch", "sys", "tmp")
 # What guest-init lays over the image: the stub changes more often than the root file system.
 _STUB = "extra/tools/offload"
-_COMPILERS = ("cc", "gcc", "c++", "g++", "cpp")
+_COMPILERS = ("gcc", "g++", "cpp")
+_STANDARD = ("cc", "c++")  # without a triplet only, as Debian has them
 _BINUTILS = ("as", "ld", "ar", "ranlib", "nm", "strip", "objcopy")
 
 
@@ -42,11 +43,14 @@ def build_guest_init(step: Step, source: Path, cross: str) -> None:
 
 
 def stub_names(triplet: str, versions: Iterable[str]) -> list[str]:
-    """The programs that the stub stands for: plain, of a triplet, and with gcc's versions."""
-    plain = (*_COMPILERS, *_BINUTILS)
-    versioned = [f"{name}-{version}" for name in ("gcc", "g++", "cpp") for version in versions]
-    prefixed = [f"{triplet}-{name}" for name in (*plain, *versioned)]
-    return sorted({*plain, *versioned, *prefixed})
+    """The programs that the stub stands for: plain, of a triplet, and with gcc's versions.
+
+    All of them must be in the image and in /tools too: a name that is found in PATH and then is not
+    there would be a compiler that does not work, where there was none.
+    """
+    versioned = [f"{name}-{version}" for name in _COMPILERS for version in versions]
+    names = (*_COMPILERS, *_BINUTILS, *versioned)
+    return sorted({*_STANDARD, *names, *(f"{triplet}-{name}" for name in names)})
 
 
 def write_initramfs(init: Path, stub: Path, names: Sequence[str], output: Path) -> None:
