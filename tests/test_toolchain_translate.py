@@ -224,11 +224,19 @@ def test_response_files_are_split_as_libiberty_does(text: bytes, words: list[byt
         {b"LD_PRELOAD": b"x.so"},
         {b"LC_ALL": b"de_DE.UTF-8"},
         {b"LANG": b"en_US"},
+        {b"LANGUAGE": b"de:C"},
         {b"LD_LIBRARY_PATH": b"/x"},
     ],
 )
 def test_environment_that_is_refused(environ: dict[bytes, bytes]) -> None:
     assert isinstance(call("gcc a.o", environ), Refusal)
+
+
+def test_what_configure_scripts_set_is_passed_on() -> None:
+    environ = {b"LC_ALL": b"C", b"LANGUAGE": b"C"}
+    made = call("gcc -c a.c", environ)
+    assert isinstance(made, Command)
+    assert made.environ == environ
 
 
 def test_environment_that_is_passed_on() -> None:

@@ -164,7 +164,8 @@ def _environment(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     for name, value in environ.items():
         if (name == b"LANG" or name.startswith(b"LC_")) and value not in _LOCALES:
             raise _Refused(f"{name.decode()} names a locale of the guest's")
-    if environ.get(b"LANGUAGE"):
+    # gettext translates nothing for these; configure scripts set the first.
+    if environ.get(b"LANGUAGE", b"") not in (b"", b"C", b"POSIX"):
         raise _Refused("LANGUAGE names a locale of the guest's")
     return {name: environ[name] for name in _PASSED if name in environ}
 
