@@ -109,6 +109,17 @@ void next_run(const char *name, char **argv)
 	exit(error == ENOENT ? NOT_FOUND : NOT_EXECUTABLE);
 }
 
+/* distcc keeps its locks in memory: a build's tree is not their place. Each user has its own. */
+static void make_distcc_folder(void)
+{
+	char folder[40];
+
+	snprintf(folder, sizeof(folder), "/dev/shm/distcc-%u", (unsigned)geteuid());
+	/* Where either fails, distcc says so and compiles here. */
+	mkdir(folder, 0700);
+	setenv("DISTCC_DIR", folder, 1);
+}
+
 void next_distcc(const char *name, char **argv)
 {
 	static char distcc[] = "distcc";
@@ -129,5 +140,6 @@ void next_distcc(const char *name, char **argv)
 	words[0] = distcc;
 	words[1] = compiler;
 	memcpy(words + 2, argv + 1, (n - 1) * sizeof(*words));
+	make_distcc_folder();
 	execv(found, words);
 }

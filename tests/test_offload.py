@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import threading
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from guestctl.errors import OffloadError, ProtocolError
+from guestctl.offload.distcc import DistccCall, encode_answer, read_call
 from guestctl.offload.ledger import Entry, Ledger, read_ledger, summarize
 from guestctl.offload.messages import Decoder, Request, message, number, pieces
 from guestctl.offload.place import Place, Unseen, locate
 from guestctl.offload.slots import Slots
-from guestctl.offload.words import hidden_path, is_compilation, step_of
+from guestctl.offload.words import hidden_path, is_compilation, shows_columns, step_of
 from guestctl.view import Mount
 from guestctl.wire import Tag
 
@@ -177,6 +179,54 @@ def test_what_words_say(words: bytes, step: str, distcc: bool) -> None:
     argv = words.split()
     assert step_of(argv[0], argv) == step
     assert is_compilation(argv[0], argv) == distcc
+
+
+def test_debug_information_has_columns() -> None:
+    assert shows_columns([b"gcc", b"-ggdb3", b"-c"])
+    assert not shows_columns([b"gcc", b"-g0", b"-c", b"g.c"])
+
+
+def test_a_call_of_distcc_is_moved_into_the_view() -> None:
+    words = (b"/usr/bin/gcc", b"-O2", b"-c", b"-o", b"x.o", b"-include", b"p.c", b"s.d/x.C")
+    argv, name = DistccCall(words, b"int x;").moved(b"/s", b"/o")
+    assert (argv[3:], name) == ([b"-o", b"/o", b"-include", b"p.c", b"/s.ii"], b"/s.ii")
+    for broken in (
+        (b"gcc", b"-c", b"a.c"),
+        (b"gcc", b"-c", b"a.c", b"b.c", b"-o", b"o"),
+        (b"gcc",),
+    ):
+        with pytest.raises(ProtocolError):
+            DistccCall(broken, b"").moved(b"/s", b"/o")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"",
+        b"DIST00000002",
+        b"DIST00000001ARGC00000000",
+        b"DIST00000001ARGC00000001ARGVffffffff",
+        b"DIST00000001ARGC00000001ARGV00000003a\0bDOTI00000000",
+        b"DIST00000001ARGC00000001ARGV00000001aDOTI00000009short",
+        b"DIST0000000",
+    ],
+)
+def test_what_is_not_distccs_protocol_is_refused(broken: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(broken)
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(ProtocolError):
+            read_call(ours)
+
+
+def test_distccs_protocol_is_read_and_answered() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"DIST00000001ARGC00000001ARGV00000003gccDOTI00000002xy")
+        assert read_call(ours) == DistccCall((b"gcc",), b"xy")
+    answer = encode_answer(256, b"e", b"", b"obj")
+    assert answer == b"DONE00000001STAT00000100SERR00000001eSOUT00000000DOTO00000003obj"
 
 
 def request(*changes: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:

@@ -60,8 +60,9 @@ class DistccCall:
         return argv, name
 
 
-def read_call(data: _Input) -> DistccCall:
-    """Takes a request from a stream; raises ProtocolError."""
+def read_call(connection: socket.socket) -> DistccCall:
+    """Takes a request from a connection; raises ProtocolError."""
+    data = _Input(connection)
     if data.number(b"DIST") != 1:
         raise ProtocolError("not protocol 1 of distcc")
     count = data.number(b"ARGC")
@@ -118,36 +119,36 @@ class Distcc:
         self._lock = threading.Lock()
 
     def settings(self) -> bytes:
-        """The environment that leads a guest's distcc to us, each variable ended by a zero byte.
-
-        Its own folder is in memory: a build's tree is not its place.
-        """
+        """The environment that leads a guest's distcc to us, each variable ended by a zero byte."""
         hosts = f"--localslots=1 --localslots_cpp={2 * self._slots} @guestctl/{self._slots}"
         variables = {
             "DISTCC_HOSTS": hosts,
             "DISTCC_SSH": "/tools/offload/connect",
-            "DISTCC_DIR": "/dev/shm/distcc",
+            # What we leave to the guest is nobody's to read about but in the ledger.
+            "DISTCC_LOG": "/dev/null",
         }
         return b"".join(f"{name}={value}\0".encode() for name, value in variables.items())
 
     def serve(self, connection: socket.socket, caller: Mapping[int, bytes], job: int) -> None:
-        """Answers one connection. What cannot be done is not answered: then distcc does it."""
+        """Answers one connection. To distcc a failure without a word means: do it where you are."""
         connection.settimeout(_TIMEOUT)
+        answer = encode_answer(1 << 8, b"", b"", None)
         try:
-            call = read_call(_Input(connection))
-            answer = self._compile(call, caller)
-            if isinstance(answer, StepDown):
-                _log.info("distcc: %s", answer.reason)
-                return
-            made = answer.written[0].data if answer.written else None
-            # Before the answer, with which the guest's distcc may end.
-            with self._lock:
-                self._served[job, _source_of(call.argv)] += 1
-            connection.sendall(
-                encode_answer(answer.status << 8, answer.stderr, answer.stdout, made)
-            )
+            call = read_call(connection)
+            done = self._compile(call, caller)
+            if isinstance(done, Answer):
+                # Before the answer, with which the guest's distcc may end.
+                with self._lock:
+                    self._served[job, _source_of(call.argv)] += 1
+                answer = encode_answer(0, done.stderr, done.stdout, done.written[0].data)
+            else:
+                _log.info("distcc: %s", done.reason)
         except (GuestctlError, OSError) as error:
             _log.info("distcc: %s", error)
+        try:
+            connection.sendall(answer)
+        except OSError as error:
+            _log.info("distcc: the caller has gone: %s", error)
 
     def _compile(self, call: DistccCall, caller: Mapping[int, bytes]) -> Answer | StepDown:
         argv, name = call.moved(_SOURCE, _OBJECT)
@@ -157,7 +158,13 @@ class Distcc:
         if isinstance(plan, StepDown):
             return plan
         given = replace(plan, call=replace(plan.call, given=(Given(name, call.source),)))
-        return self._tools.run(given, None, lambda _cancel: None)
+        done = self._tools.run(given, None, lambda _cancel: None)
+        if isinstance(done, StepDown):
+            return done
+        if done.status or len(done.written) != 1 or (done.stderr and not self._tools.distcc_only):
+            # What is said of a source must be said of the real one.
+            return StepDown(f"left to the guest, with status {done.status}")
+        return done
 
     def took(self, job: int, argv: Sequence[bytes]) -> bool:
         """Whether a call of a job was served here, which it says once for each time."""

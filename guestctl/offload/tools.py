@@ -14,7 +14,7 @@ from guestctl.offload.compilers import Compilers
 from guestctl.offload.messages import Request
 from guestctl.offload.place import Place, Unseen, locate
 from guestctl.offload.slots import Slots
-from guestctl.offload.words import hidden_path, is_compilation
+from guestctl.offload.words import hidden_path, is_compilation, shows_columns
 from guestctl.toolchain import GuestFiles, Refusal, Toolchain, check_object
 from guestctl.toolchain.response import Response, expand
 from guestctl.toolchain.translate import ENVIRONMENT, doubt, translate
@@ -78,7 +78,7 @@ class Tools:
         self._trees = trees
         self._slots = slots
         self._cache_dir = cache_dir
-        self._distcc_only = distcc_only
+        self.distcc_only = distcc_only
         self._compilers = Compilers(trees, toolchains)
         self._views: dict[str, View] = {}
         self._lock = threading.Lock()
@@ -146,10 +146,11 @@ class Tools:
     def _first_step(self, request: Request, place: Place, response: Response) -> StepDown | None:
         """Where a call whose compiler is known must go, other than to the host; None: nowhere.
 
-        Its files may be sent by distcc, wherever they lie.
+        Its files may be sent by distcc, wherever they lie, unless that could be seen in the object.
         """
         distcc = is_compilation(request.name, request.argv)
-        if self._distcc_only:
+        distcc = distcc and (self.distcc_only or not shows_columns(request.argv))
+        if self.distcc_only:
             return StepDown("--offload distcc" if distcc else "distcc compiles only", distcc)
         words = [*request.argv, *expand(request.argv[1:], response)]
         unseen = hidden_path(request.cwd, words, place.hidden)

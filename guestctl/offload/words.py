@@ -6,7 +6,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["hidden_path", "is_compilation", "step_of"]
+__all__ = ["hidden_path", "is_compilation", "shows_columns", "step_of"]
 
 # A path at the beginning of a word, after an option's letters, or after = , : @ within one.
 _PATHS = re.compile(rb"(?:^(?:-[A-Za-z]+)?|[=,:@])(/[^,:]*)")
@@ -40,6 +40,11 @@ def hidden_path(cwd: bytes, argv: Sequence[bytes], hidden: Iterable[bytes]) -> b
 def is_compilation(name: bytes, argv: Sequence[bytes]) -> bool:
     """Whether distcc would pass a call on: a compiler with -c and a source."""
     return bool(_COMPILERS.fullmatch(name)) and b"-c" in argv[1:] and b"-" not in argv[1:]
+
+
+def shows_columns(argv: Sequence[bytes]) -> bool:
+    """Whether an object tells in which columns its source has what: preprocessing moves them."""
+    return any(word.startswith(b"-g") and word != b"-g0" for word in argv[1:])
 
 
 def step_of(name: bytes, argv: Sequence[bytes]) -> str:

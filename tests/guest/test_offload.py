@@ -396,3 +396,36 @@ def test_a_hostile_guest_sees_nothing_of_the_host(guest: Guest) -> None:
     assert b"ATTACKS" not in output
     # What is run by such options is run in the guest.
     assert all(b"on g0" in line for line in output.splitlines() if b"EVIL on" in line)
+
+
+def test_what_is_out_of_sight_is_sent_by_distcc(
+    guest: Guest, calls: Callable[[], list[Entry]]
+) -> None:
+    """Sources in /tmp are preprocessed in the guest and compiled by the host, to the same bytes."""
+    each = "gcc -O2 -c 'a b.c' -o a.o; gcc -g -c 'a b.c' -o g.o; gcc -Wall -c w.c; ! gcc -c e.c"
+    script = f"""
+        set -e; rm -rf /tmp/d; mkdir /tmp/d; cd /tmp/d
+        printf '#include <stddef.h>\\nsize_t f(size_t n) {{ return  n * 3; }}\\n' >'a b.c'
+        echo 'int f(void) {{ int x; return 0; }}' >w.c; echo broken >e.c
+        exec 2>&1; {each}; sha256sum *.o; {NATIVE}; echo half; {each}; sha256sum *.o; rm -r /tmp/d
+    """
+    fast, _, slow = sh(guest, script).partition("half\n")
+    assert fast == slow
+    assert "e.c:1:1" in fast
+    made = calls()
+    assert {entry.reason for entry in made} == {"out of the host's sight: /tmp/d"}
+    assert [entry.where for entry in made] == ["distcc", "guest", "guest", "guest"]
+
+
+def test_a_pool_may_offload_by_distcc_alone(armv5l_image: image.Image, places: Places) -> None:
+    install(ARCH, cache_dir=places.cache)
+    with Pool(ARCH, 1, places=places, offload="distcc") as pool, pool.lease(timeout=60) as guest:
+        assert guest.offload is not None
+        with guest.mounted():
+            sh(
+                guest,
+                "cd /work; echo 'int main(void) { return 0; }' >m.c; gcc -c m.c; gcc m.o; ./a.out",
+            )
+            compiled, linked = read_ledger(guest.offload.ledger.path)
+    assert (compiled.where, linked.where) == ("distcc", "guest")
+    assert linked.reason == "distcc compiles only"
