@@ -257,11 +257,18 @@ def list_(as_json: bool) -> None:
     Example:
       guestctl pool list
     """
+    import contextlib
+
+    from guestctl.errors import PoolError
     from guestctl.places import Places
     from guestctl.pool import Pool
     from guestctl.rundir import pool_names
 
-    pools = [Pool.attach(name) for name in pool_names(Places.of_user().runtime)]
+    pools = []
+    for name in pool_names(Places.of_user().runtime):
+        # One that somebody takes down meanwhile is not in the list any more.
+        with contextlib.suppress(PoolError):
+            pools.append(Pool.attach(name))
     if as_json:
         print_json({"pools": [{"name": pool.name, "guests": pool.status()} for pool in pools]})
         return
