@@ -404,7 +404,7 @@ def test_what_is_out_of_sight_is_sent_by_distcc(
     """Sources in /tmp are preprocessed in the guest and compiled by the host, to the same bytes."""
     each = "gcc -O2 -c 'a b.c' -o a.o; gcc -g -c 'a b.c' -o g.o; gcc -Wall -c w.c; ! gcc -c e.c"
     script = f"""
-        set -e; rm -rf /tmp/d; mkdir /tmp/d; cd /tmp/d
+        set -e; rm -rf /tmp/d /dev/shm/distcc-*; mkdir /tmp/d; cd /tmp/d
         printf '#include <stddef.h>\\nsize_t f(size_t n) {{ return  n * 3; }}\\n' >'a b.c'
         echo 'int f(void) {{ int x; return 0; }}' >w.c; echo broken >e.c
         exec 2>&1; {each}; sha256sum *.o; {NATIVE}; echo half; {each}; sha256sum *.o; rm -r /tmp/d
