@@ -6,22 +6,19 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guestctl import services
 from guestctl.agent import Agent, Job
-from guestctl.errors import (
-    GuestLost,
-    PoolError,
-    ShareError,
-)
-from guestctl.jobs import JobBook, read_jobs
+from guestctl.errors import GuestLost, PoolError, ShareError
+from guestctl.invocation import WINDOW, Text, invocation
+from guestctl.jobs import JobBook
 from guestctl.journal import record
-from guestctl.loss import explained
+from guestctl.loss import explained, explaining
 from guestctl.metering import Meter
 from guestctl.mounting import WORK, Mounting
 from guestctl.process import PIPE, Host, Process
@@ -30,7 +27,6 @@ from guestctl.rundir import GuestDir, connected_socket
 from guestctl.share import Share
 from guestctl.spec import STATUS_BROKEN, Command, Result
 from guestctl.streams import Sink, Source
-from guestctl.tree.state import is_partial
 from guestctl.wire import Op, Tag
 
 if TYPE_CHECKING:
@@ -38,14 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Guest"]
 
-PATH = "/usr/lib/guestctl/static:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# In a sysroot its own tools come first; /tools lends what it lacks.
-PATH_IN_ROOT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/tools/bin"
 _MEMORY_PER_JOB = 80
-_TERM = "xterm-256color"
-_WINDOW = (24, 80)
-
-Text = str | bytes
 
 
 class Guest:
@@ -97,15 +86,13 @@ class Guest:
         Jobs outlive the caller by `orphan` seconds. None: commands of an earlier holder still run
         in it, and the caller does not want to `adopt` them. Raises GuestLost.
         """
-        qemu = folder.qemu()
         try:
-            connection = connected_socket(folder.agent)
             agent = Agent.connect(
-                connection,
+                connected_socket(folder.agent),
                 timeout=timeout,
                 orphan=orphan,
                 hangs_up=folder.spec()["channel"] == "virtio",
-                starved=lambda: processor_time(qemu.pid)[1] if qemu else 0.0,
+                starved=_starvation(folder),
             )
         except GuestLost as error:
             raise explained(folder, error) from None
@@ -140,7 +127,10 @@ class Guest:
             self._meter.stop()
             if not self._detached:
                 self._agent.forget_all()
-                self._release_leftovers()
+                if self.orphans and self.work.mounted and not self._agent.lost:
+                    # We have seen the orphan to its end; where there is another, that uses it.
+                    with suppress(ShareError):
+                        self._mounting.undo_leftovers()
                 self._book.clear()
         finally:
             if self._agent.hostile:
@@ -198,36 +188,23 @@ class Guest:
         """
         if cwd is None:
             cwd = WORK if self.work.mounted and root is None else "/"
-        variables = {
-            "PATH": PATH if root is None else PATH_IN_ROOT,
-            "HOME": "/root",
-            "LANG": "C.UTF-8",
-            **({"TERM": _TERM} if tty else {}),
-            **(env or {}),
-        }
-        if self.offload:
-            variables["PATH"] = self.offload.path(variables["PATH"])
-        command = Command(
-            argv=tuple(os.fsencode(arg) for arg in argv),
-            env=tuple(
-                os.fsencode(name) + b"=" + os.fsencode(value) for name, value in variables.items()
-            ),
-            cwd=os.fsencode(cwd),
-            root=None if root is None else os.fsencode(root),
-            uid=user[0],
-            gid=user[1],
+        command = invocation(
+            argv,
+            root=root,
+            cwd=cwd,
+            env=env,
+            user=user,
             umask=umask,
-            limits=dict(limits or {}),
-            window=(window or _WINDOW) if tty else None,
+            limits=limits,
+            window=(window or WINDOW) if tty else None,
+            path=self.offload.path if self.offload else str,
         )
 
         def announce(number: int) -> None:
             self._book.opened(number, command, timeout=timeout, idle_timeout=idle_timeout)
 
-        try:
+        with explaining(self._folder):
             job = self._agent.start(command, announce)
-        except GuestLost as error:
-            raise explained(self._folder, error) from None
         return self._process(
             job,
             command,
@@ -260,20 +237,16 @@ class Guest:
             (number,) = self.orphans
         elif number not in self.orphans:
             raise PoolError(f"guest {self.name} has no orphan {number}")
-        known = {job["id"]: job for job in read_jobs(self._folder).get("jobs", [])}
-        facts = known.get(number, {})
+        facts = self._book.taken_over(number)
         if timeout is None and facts.get("timeout") is not None:
             timeout = max(0.0, facts["timeout"] - (time.time() - facts["since"]) / self.pace)
-        self._book.taken_over(number, facts)
-        try:
+        with explaining(self._folder):
             job = self._agent.attach(number)
-        except GuestLost as error:
-            raise explained(self._folder, error) from None
         return self._process(
             job,
             Command(
                 argv=tuple(os.fsencode(arg) for arg in facts.get("argv", [])),
-                window=_WINDOW if facts.get("tty") else None,
+                window=WINDOW if facts.get("tty") else None,
             ),
             stdin=stdin,
             stdout=stdout,
@@ -284,11 +257,10 @@ class Guest:
 
     def _process(self, job: Job, command: Command, **options: Any) -> Process:
         """The process of a job that has just been started, or taken over."""
-        qemu = self._folder.qemu()
         host = Host(
             name=self.name,
             pace=self.pace,
-            starved=lambda: processor_time(qemu.pid)[1] if qemu else 0.0,
+            starved=_starvation(self._folder),
             lost=lambda error: explained(self._folder, error),
             ended=lambda result: self._book.closed(job.id, result),
             left=self.detach,
@@ -302,6 +274,7 @@ class Guest:
     def detach(self) -> None:
         """Ends the session and leaves what runs to itself, for `Pool.adopt` to find."""
         self._detached = True
+        self._mounting.leave()
         self._agent.close()
 
     def kill(self) -> None:
@@ -332,46 +305,12 @@ class Guest:
 
     # --- the share --------------------------------------------------------------------------
 
-    @contextmanager
-    def mounted(self) -> Iterator[None]:
+    def mounted(self) -> AbstractContextManager[None]:
         """The share is mounted at /work, and out of the host's reach, for as long as this lasts.
 
         Raises ShareError for a share that was staged in part only, and for a board, which has none.
         """
-        if self._folder.spec().get("member"):
-            raise ShareError(
-                f"{self.name} is a board, which has no share of this host",
-                hint="run the command on what the board has itself, or lease a guest",
-            )
-        if is_partial(self.work.path):
-            raise ShareError(
-                f"{self.work.path} was staged in part only", hint="stage the same archive again"
-            )
-        self._mounting.mount()
-        try:
-            yield
-        except BaseException:
-            # What went wrong first is what the caller must hear of.
-            with suppress(GuestLost):
-                self._unmount()
-            raise
-        else:
-            self._unmount()
-        finally:
-            self.work.unlock()
-
-    def _unmount(self) -> None:
-        if not self._detached:
-            self._mounting.unmount()
-
-    def _release_leftovers(self) -> None:
-        """Unmounts what was mounted for an orphan that we have seen to its end."""
-        if self.orphans and self.work.mounted and not self._agent.lost:
-            try:
-                self._mounting.undo_leftovers()
-            except ShareError:
-                # Another orphan uses it still.
-                return
+        return self._mounting.mounted()
 
     # --- the rest ---------------------------------------------------------------------------
 
@@ -381,10 +320,8 @@ class Guest:
 
     def ping(self, timeout: float = 10.0) -> float:
         """The seconds that the agent takes to answer; raises GuestLost."""
-        try:
+        with explaining(self._folder):
             return self._agent.ping(timeout)
-        except GuestLost as error:
-            raise explained(self._folder, error) from None
 
     def offer(self, service: str, handler: Callable[[socket.socket], None]) -> None:
         """Offers a service of the host to processes in this guest, for as long as the lease lasts.
@@ -399,7 +336,11 @@ class Guest:
         return self._folder.console_tail()
 
     def _request(self, op: Op, *records: tuple[Tag, bytes], timeout: float = 120.0) -> None:
-        try:
+        with explaining(self._folder):
             self._agent.request(op, records, timeout=timeout)
-        except GuestLost as error:
-            raise explained(self._folder, error) from None
+
+
+def _starvation(folder: GuestDir) -> Callable[[], float]:
+    """Counts the seconds for which the guest has waited for a processor."""
+    qemu = folder.qemu()
+    return lambda: processor_time(qemu.pid)[1] if qemu else 0.0

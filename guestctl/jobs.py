@@ -73,13 +73,16 @@ class JobBook:
             self._write()
         self._tell("run", facts)
 
-    def taken_over(self, number: int, facts: dict[str, Any]) -> None:
-        """An orphan is ours now; `facts` are those that its first holder wrote, if it could."""
+    def taken_over(self, number: int) -> dict[str, Any]:
+        """An orphan is ours now; returns the facts that its first holder wrote, if it could."""
+        known = read_jobs(self._folder).get("jobs", [])
+        facts: dict[str, Any] = {job["id"]: job for job in known}.get(number, {})
         kept = {"id": number, "name": job_name(self._folder.name, number), **facts}
         with self._lock:
             self._entries[number] = _Entry(kept)
             self._write()
         self._tell("attach", kept)
+        return facts
 
     def counted(self, number: int, received: Callable[[], int]) -> None:
         """`received` gives the bytes of output so far."""

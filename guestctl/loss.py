@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from guestctl.errors import AgentBroke, GuestLost
 from guestctl.rundir import GuestDir
 
-__all__ = ["explained"]
+__all__ = ["explained", "explaining"]
 
 _REAP_TIMEOUT = 30.0
 _SILENT_TIMEOUT = 5.0
@@ -37,3 +39,12 @@ def explained(folder: GuestDir, error: GuestLost) -> GuestLost:
         console=folder.console_tail(),
         hint="the console's last lines may tell more",
     )
+
+
+@contextmanager
+def explaining(folder: GuestDir) -> Iterator[None]:
+    """Whatever loss comes out of this is explained."""
+    try:
+        yield
+    except GuestLost as error:
+        raise explained(folder, error) from None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
-from guestctl.errors import RequestFailed, ShareError
+from guestctl.errors import GuestLost, RequestFailed, ShareError
 from guestctl.rundir import GuestDir, write_json
 from guestctl.share import Share
+from guestctl.tree.state import is_partial
 from guestctl.wire import Op, Tag
 
 __all__ = ["MOUNT_OPTIONS", "WORK", "Mounting"]
@@ -25,6 +27,43 @@ class Mounting:
         self._folder = folder
         self._share = share
         self._request = request
+        self._left = False
+
+    @contextmanager
+    def mounted(self) -> Iterator[None]:
+        """Mounted for as long as this lasts, and longer after `leave`.
+
+        Raises ShareError for a share that was staged in part only, and for a board, which has none.
+        """
+        if self._folder.spec().get("member"):
+            raise ShareError(
+                f"{self._folder.name} is a board, which has no share of this host",
+                hint="run the command on what the board has itself, or lease a guest",
+            )
+        if is_partial(self._share.path):
+            raise ShareError(
+                f"{self._share.path} was staged in part only", hint="stage the same archive again"
+            )
+        self.mount()
+        try:
+            yield
+        except BaseException:
+            # What went wrong first is what the caller must hear of.
+            with suppress(GuestLost):
+                self._unmount_unless_left()
+            raise
+        else:
+            self._unmount_unless_left()
+        finally:
+            self._share.unlock()
+
+    def leave(self) -> None:
+        """What is mounted stays so for an orphan that uses it."""
+        self._left = True
+
+    def _unmount_unless_left(self) -> None:
+        if not self._left:
+            self.unmount()
 
     def mount(self) -> None:
         """The share is the guest's from here on; raises ShareError, RequestFailed, GuestLost."""

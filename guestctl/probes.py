@@ -16,7 +16,8 @@ from pathlib import Path
 
 from guestctl import image, toolchain
 from guestctl.errors import GuestctlError
-from guestctl.guest import PATH, Guest
+from guestctl.guest import Guest
+from guestctl.invocation import PATH
 from guestctl.places import Places
 from guestctl.pool import Pool
 from guestctl.toolchain import GuestFiles, Mismatch, Refusal, Toolchain

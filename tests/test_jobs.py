@@ -43,8 +43,8 @@ def test_what_was_taken_over_keeps_its_beginning(folder: GuestDir) -> None:
     JobBook(folder).opened(2, Command(argv=(b"make",)), timeout=None)
     (facts,) = read_jobs(folder)["jobs"]
     book = JobBook(folder)
-    book.taken_over(2, facts)
-    book.taken_over(9, {})
+    assert book.taken_over(2)["since"] == facts["since"]
+    assert book.taken_over(9) == {}
     first, unknown = read_jobs(folder)["jobs"]
     assert (first["argv"], first["since"]) == (["make"], facts["since"])
     assert unknown["name"] == "g3:9"

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "guestctl"
 # The layers of docs/architecture.md, lowest first.
 LAYERS: dict[str, int] = {
     **dict.fromkeys(("errors", "resources", "spec", "targets", "version"), 0),
-    **dict.fromkeys(("acl", "line", "entry", "events", "patience", "session"), 1),
+    **dict.fromkeys(("acl", "line", "entry", "events", "invocation", "patience", "session"), 1),
     **dict.fromkeys(("streams", "vmeta", "wire"), 1),
     **dict.fromkeys(("definitions", "document", "recipe"), 1),
     **dict.fromkeys(("archive", "companion", "packages", "pump", "tree", "view"), 2),
