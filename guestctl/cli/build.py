@@ -15,10 +15,12 @@ from guestctl.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
     from guestctl.builder.plan import Planner
+    from guestctl.builder.report import Recorder
     from guestctl.builder.run import Builder, Event, Outcome
+    from guestctl.builder.store import Artifact
     from guestctl.pool import Pool
 
-__all__ = ["build"]
+__all__ = ["build", "built"]
 
 
 @click.command()
@@ -36,6 +38,13 @@ __all__ = ["build"]
     help="Fail when more of the compilers' calls than this ran in the guest.",
 )
 @click.option("--offline", is_flag=True, help="Use sources in the cache only.")
+@click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write where the time went to FILE, as HTML.",
+)
 @json_option
 def build(
     definitions: Path,
@@ -47,6 +56,7 @@ def build(
     show_log: bool,
     max_local: float | None,
     offline: bool,
+    page: Path | None,
     as_json: bool,
 ) -> None:
     """Build COMPONENT (a chunk, a stratum or a system) of the folder DEFINITIONS.
@@ -57,9 +67,13 @@ def build(
     Examples:
       guestctl build definitions hello --arch armv5l -n 4
       guestctl build definitions hello --arch armv5l --explain
+      guestctl build definitions hello --arch armv5l --report hello.html
     """
+    from guestctl.builder.report import Recorder
+
     with _Screen() as screen:
-        builder = _builder(definitions, arch, offline, max_local, screen)
+        recorder = Recorder(screen)
+        builder = _builder(definitions, arch, offline, max_local, recorder)
         planner = builder.planner
         if explain:
             _explain(planner, component, as_json)
@@ -70,12 +84,37 @@ def build(
         outcome = builder.build(
             [component], lambda work: _pool(arch, min(guests, work)), keep_going=keep_going
         )
+    if page is not None:
+        _write_page(page, component, outcome, planner, recorder)
     _report(outcome, planner, component, as_json)
     outcome.check()
 
 
+def built(definitions: Path, name: str, arch: str) -> list[Artifact]:
+    """The artifacts that `name` stands for, in the order of its strata.
+
+    :raise BuildError: one of them is not built, or damaged.
+    """
+    from guestctl.errors import BuildError
+
+    builder = _builder(definitions, arch, True, None, lambda _event: None)
+    found = []
+    for member in builder.planner.project.members(name):
+        artifact = builder.store.get(builder.planner.key(member))
+        if artifact is None:
+            raise BuildError(
+                f"{member} is not built", hint=f"guestctl build {definitions} {name} --arch {arch}"
+            )
+        found.append(artifact)
+    return found
+
+
 def _builder(
-    definitions: Path, arch: str, offline: bool, max_local: float | None, screen: _Screen
+    definitions: Path,
+    arch: str,
+    offline: bool,
+    max_local: float | None,
+    listener: Callable[[Event], None],
 ) -> Builder:
     from guestctl import image
     from guestctl.builder.components import load_project
@@ -93,7 +132,7 @@ def _builder(
     store = Store(places.data)
     sources = Sources(places.cache / "sources", {}, _debian(arch, places.cache), offline)
     planner = Planner(project, platform, store, sources)
-    return Builder(planner, store, sources, places.data, listener=screen, max_local=max_local)
+    return Builder(planner, store, sources, places.data, listener=listener, max_local=max_local)
 
 
 def _debian(arch: str, cache: Path) -> dict[str, Callable[[str], Path]]:
@@ -166,6 +205,31 @@ def _report(outcome: Outcome, planner: Planner, component: str, as_json: bool) -
     for name in planner.order:
         if name in goals and name in outcome.artifacts:
             click.echo(f"{name} {outcome.artifacts[name].key[:16]} {outcome.artifacts[name].tar}")
+
+
+def _write_page(
+    page: Path, component: str, outcome: Outcome, planner: Planner, recorder: Recorder
+) -> None:
+    """The report of `--report`, of all that the component needs, in the order of building."""
+    from guestctl.builder.report import Built, report
+
+    states = dict.fromkeys(outcome.built, "built")
+    needed = planner.needed([component])
+    components = []
+    for name in (name for name in planner.order if name in needed):
+        artifact, why = outcome.artifacts.get(name), outcome.failed.get(name, "")
+        if artifact is not None:
+            state = states.get(name, "cached")
+            components.append(Built.of(state, artifact.key, artifact.manifest, artifact.size))
+        else:
+            components.append(Built(name, "failed" if why else "stopped", why=why))
+    platform = planner.platform
+    facts = {
+        "architecture": platform.arch,
+        **platform.facts,
+        "seconds of this run": f"{recorder.seconds:.0f}",
+    }
+    page.write_text(report(f"{component}: a build", facts, components, recorder.spans))
 
 
 class _Screen:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
+
+from guestctl.cli.output import json_option, print_json
 
 __all__ = ["group"]
 
@@ -17,9 +20,51 @@ def group() -> None:
 
     \b
     Examples:
+      guestctl system assemble definitions small rootfs.tar --arch armv5l
       guestctl system pack rootfs.tar rootfs.ext4 --format ext4
       guestctl system boot rootfs.ext4 --arch armv5l
     """
+
+
+@group.command()
+@click.argument("definitions", type=click.Path(path_type=Path))
+@click.argument("name", metavar="SYSTEM")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--arch", required=True, help="Its architecture, such as armv5l.")
+@click.option("--strict", is_flag=True, help="Fail when two components bring the same path.")
+@json_option
+def assemble(
+    definitions: Path, name: str, out: Path, arch: str, strict: bool, as_json: bool
+) -> None:
+    """Put the artifacts of SYSTEM, which was built from DEFINITIONS, together as the archive OUT.
+
+    Components go over each other in the order of the system's strata. A path that two of them
+    have, and have differently, is told.
+
+    \b
+    Example:
+      guestctl system assemble definitions small rootfs.tar --arch armv5l
+    """
+    from guestctl.cli.build import built
+    from guestctl.errors import BuildError
+    from guestctl.system.assemble import Part
+    from guestctl.system.assemble import assemble as make
+
+    parts = [
+        Part(each.name, each.tar, each.manifest["files"]) for each in built(definitions, name, arch)
+    ]
+    report = make(parts, out)
+    for line in report.warnings:
+        click.echo(f"warning: {line}", err=True)
+    if as_json:
+        collisions = [asdict(each) for each in report.collisions]
+        print_json({"entries": report.entries, "collisions": collisions, "file": str(out)})
+    else:
+        for each in report.collisions:
+            click.echo(f"warning: {each}", err=True)
+        click.echo(f"{out}: {report.entries} entries of {len(parts)} components")
+    if strict and report.collisions:
+        raise BuildError(f"{len(report.collisions)} paths are in two components, and differ")
 
 
 @group.command()

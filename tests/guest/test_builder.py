@@ -373,7 +373,10 @@ def test_the_command_line_builds_and_explains(
     done = guestctl(*build, "--json")
     assert json.loads(done.stdout)["built"] == ["say"], done.stderr
     assert guestctl(*build, "--explain").stdout == "say: it is built already\n"
-    assert json.loads(guestctl(*build, "--json").stdout)["cached"] == ["say"]
+    page = folder / "line" / "report.html"
+    again = guestctl(*build, "--json", "--report", str(page))
+    assert json.loads(again.stdout)["cached"] == ["say"]
+    assert "say: build" in page.read_text()
     assert "./configure --build" in guestctl(*build, "--log").stdout
     assert "libsay.a" in guestctl("artifact", "show", "say").stdout
     assert guestctl("artifact", "extract", "say", str(folder / "line" / "tree")).returncode == 0
