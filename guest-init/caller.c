@@ -14,6 +14,7 @@
 
 #include "bytes.h"
 #include "job.h"
+#include "layer.h"
 
 enum {
 	FACTS_MAX = 60 * 1024,
@@ -148,6 +149,20 @@ static void add_changes(struct facts *f)
 		memcpy(p, names, length);
 }
 
+/* What a sysroot holds that its lower folder does not, see layer.h. */
+static void add_layer(struct facts *f)
+{
+	char names[8192];
+	size_t length;
+	uint8_t *p;
+
+	if (!layer_changes(names, sizeof(names), &length))
+		return;
+	p = record(f, R_LAYER, length);
+	if (p)
+		memcpy(p, names, length);
+}
+
 uint8_t *caller_facts(const struct agent *a, pid_t pid, size_t *length)
 {
 	const struct job *job = a->plain || pid <= 0 ? NULL : job_of(a, pid);
@@ -166,6 +181,7 @@ uint8_t *caller_facts(const struct agent *a, pid_t pid, size_t *length)
 	add_root(&f, pid);
 	add_mounts(&f, job);
 	add_changes(&f);
+	add_layer(&f);
 	*length = f.length;
 	return f.data;
 }

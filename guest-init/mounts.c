@@ -1,6 +1,7 @@
 /*
- * The shares: 9p exports of the host, mounted in the guest's root. The mount tree is shared,
- * so they appear in the namespaces of commands that run already.
+ * What is mounted for the host in the guest's root: the shares, which are 9p exports, folders of
+ * them at other places, and the sysroot. The mount tree is shared, so they appear in the
+ * namespaces of commands that run already.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -12,11 +13,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "layer.h"
 #include "root.h"
 #include "system.h"
 
 enum {
-	TAG_MAX = 255,
+	WORD_MAX = 255,
 	DATA_MAX = 4000,		/* the kernel takes one page */
 };
 
@@ -24,6 +26,7 @@ struct share {
 	struct share *next;
 	char *target;			/* as the host has named it */
 	char *path;			/* as the agent sees it */
+	bool layer;			/* what is written to it goes with it */
 };
 
 static struct share *shares;
@@ -70,10 +73,72 @@ static int make_path(int guest, char *path)
 	return -1;
 }
 
-/* Mount on an open folder: nothing on the way there can be exchanged meanwhile. */
-static int mount_on(int fd, const char *tag, const char *options, char **path)
+/* What is mounted where: `source` as the host has named it, `at` leads to an open folder. */
+struct order {
+	int guest;
+	char *source;
+	const char *options, *at;
+};
+
+static int mount_export(const struct order *o)
 {
-	char link[32], data[DATA_MAX + 32], real[PATH_MAX];
+	char data[DATA_MAX + 32];
+
+	snprintf(data, sizeof(data), "trans=virtio%s%s", *o->options ? "," : "", o->options);
+	return mount(o->source, o->at, "9p", 0, data) < 0 ? errno : 0;
+}
+
+/* A folder of the guest, made if it is missing, at a second place. */
+static int mount_folder(const struct order *o)
+{
+	int fd = make_path(o->guest, o->source), error = 0;
+	char link[32];
+
+	if (fd < 0)
+		return errno;
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	if (mount(link, o->at, NULL, MS_BIND, NULL) < 0)
+		error = errno;
+	close(fd);
+	return error;
+}
+
+static int mount_layer(const struct order *o)
+{
+	int fd = open_inside(o->guest, o->source, O_PATH | O_DIRECTORY), error;
+
+	if (fd < 0)
+		return errno;
+	error = layer_mount(fd, o->at);
+	close(fd);
+	return error;
+}
+
+static const struct kind {
+	const char *name;
+	int (*mount)(const struct order *o);
+	bool layer;
+} kinds[] = {
+	{ "9p", mount_export, false },	/* when nothing is said */
+	{ "folder", mount_folder, false },
+	{ "layer", mount_layer, true },
+};
+
+/* The kind of a name, NULL if there is none. */
+static const struct kind *kind_of(const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+		if (!*name || strcmp(name, kinds[i].name) == 0)
+			return &kinds[i];
+	return NULL;
+}
+
+/* Mount on an open folder: nothing on the way there can be exchanged meanwhile. */
+static int mount_on(int fd, const struct kind *kind, struct order *o, char **path)
+{
+	char link[32], real[PATH_MAX];
 	struct stat here, guest;
 	ssize_t n;
 
@@ -89,8 +154,8 @@ static int mount_on(int fd, const char *tag, const char *options, char **path)
 	*path = strdup(real);
 	if (!*path)
 		return ENOMEM;
-	snprintf(data, sizeof(data), "trans=virtio%s%s", *options ? "," : "", options);
-	return mount(tag, link, "9p", 0, data) < 0 ? errno : 0;
+	o->at = link;
+	return kind->mount(o);
 }
 
 static struct share *find(const char *target)
@@ -103,10 +168,11 @@ static struct share *find(const char *target)
 	return s;
 }
 
-/* Takes the strings over if it succeeds. */
-static int add_share(struct agent *a, char *tag, char *target, const char *options,
-		     const char **what)
+/* Takes the target over if it succeeds. */
+static int add_share(struct agent *a, char *source, char *target, const char *options,
+		     const struct kind *kind, const char **what)
 {
+	struct order order = { a->guest_root, source, options, NULL };
 	struct share *s;
 	int fd, error;
 
@@ -123,7 +189,7 @@ static int add_share(struct agent *a, char *tag, char *target, const char *optio
 		error = errno;
 	} else {
 		*what = "mount";
-		error = mount_on(fd, tag, options, &s->path);
+		error = mount_on(fd, kind, &order, &s->path);
 		close(fd);
 	}
 	if (error) {
@@ -132,24 +198,34 @@ static int add_share(struct agent *a, char *tag, char *target, const char *optio
 		return error;
 	}
 	s->target = target;
+	s->layer = kind->layer;
 	s->next = shares;
 	shares = s;
 	return 0;
 }
 
+/* The same where the record may be missing. */
+static char *text_or_none(const struct fields *f, enum tag tag, size_t most)
+{
+	return f->value[tag] ? text(f, tag, most) : strdup("");
+}
+
 int mount_share(struct agent *a, const struct fields *f, const char **what)
 {
-	char *tag = text(f, R_TAG, TAG_MAX), *target = text(f, R_TARGET, PATH_MAX - 64);
-	char *options = f->value[R_OPTIONS] ? text(f, R_OPTIONS, DATA_MAX) : strdup("");
+	char *source = text(f, R_TAG, PATH_MAX - 64), *target = text(f, R_TARGET, PATH_MAX - 64);
+	char *options = text_or_none(f, R_OPTIONS, DATA_MAX);
+	char *name = text_or_none(f, R_KIND, WORD_MAX);
+	const struct kind *kind = name ? kind_of(name) : NULL;
 	int error = EINVAL;
 
 	*what = "records";
-	if (tag && target && options)
-		error = add_share(a, tag, target, options, what);
+	if (source && target && options && kind)
+		error = add_share(a, source, target, options, kind, what);
 	if (error)
 		free(target);
-	free(tag);
+	free(source);
 	free(options);
+	free(name);
 	return error;
 }
 
@@ -172,6 +248,8 @@ void forget_mount(const char *path)
 	if (!s)
 		return;
 	*link = s->next;
+	if (s->layer)
+		layer_forget();
 	free(s->target);
 	free(s->path);
 	free(s);

@@ -132,7 +132,7 @@ static const struct step steps[] = {
 	{ "upper", NULL, SCRATCH "/upper", NULL, 0, NULL, 0755 },
 	{ "work", NULL, SCRATCH "/work", NULL, 0, NULL, 0755 },
 	{ "tmp", NULL, SCRATCH "/tmp", NULL, 0, NULL, 01777 },
-	{ "overlay", "overlay", GUEST_ROOT, "overlay", MS_NOATIME,
+	{ "overlay", "image", GUEST_ROOT, "overlay", MS_NOATIME,
 	  "lowerdir=/extra:/image,upperdir=" SCRATCH "/upper,workdir=" SCRATCH "/work,volatile", 0755 },
 	{ "/dev", "dev", GUEST_ROOT "/dev", "devtmpfs", MS_NOSUID, "mode=0755", 0755 },
 	{ "/dev/pts", "devpts", GUEST_ROOT "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,

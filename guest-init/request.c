@@ -29,7 +29,8 @@ static const struct {
 	uint64_t allowed, needed;
 } rules[OPS] = {
 	[PREPARE] = { BIT(R_CLOCK) | BIT(R_SEED) | BIT(R_HOSTNAME) | BIT(R_SWAP), 0 },
-	[MOUNT] = { BIT(R_TAG) | BIT(R_TARGET) | BIT(R_OPTIONS), BIT(R_TAG) | BIT(R_TARGET) },
+	[MOUNT] = { BIT(R_TAG) | BIT(R_TARGET) | BIT(R_OPTIONS) | BIT(R_KIND),
+		    BIT(R_TAG) | BIT(R_TARGET) },
 	[UNMOUNT] = { BIT(R_TARGET), BIT(R_TARGET) },
 	[CLOCK] = { BIT(R_CLOCK), BIT(R_CLOCK) },
 };

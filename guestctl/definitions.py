@@ -90,7 +90,9 @@ class Device:
 
 @dataclass(frozen=True)
 class Product:
-    """A part of an artifact: the paths that one of the regular expressions `include` matches."""
+    """A part of an artifact: the paths that one of the regular expressions `include` matches as a
+    whole. A name that begins with `-` is added to the chunk's.
+    """
 
     artifact: str
     include: tuple[str, ...]
@@ -168,10 +170,18 @@ class System:
 
 
 @dataclass(frozen=True)
+class SplitRules:
+    """Products that every chunk has, after its own."""
+
+    chunk: tuple[Product, ...] = ()
+
+
+@dataclass(frozen=True)
 class Defaults:
     """The file DEFAULTS."""
 
     build_systems: Mapping[str, BuildSystem] = field(default_factory=dict)
+    split_rules: SplitRules = SplitRules()
 
 
 _KINDS = {"chunk": Chunk, "stratum": Stratum, "system": System}
@@ -185,6 +195,7 @@ _READERS = {
     "tuple[Reference, ...]": records_of(Reference),
     "Mapping[str, BuildSystem]": records_by_name(BuildSystem),
     "BuildSystem": record_of(BuildSystem),
+    "SplitRules": record_of(SplitRules),
 }
 
 

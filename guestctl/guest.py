@@ -68,7 +68,7 @@ class Guest:
         self._book = JobBook(folder)
         self._detached = False
         self._meter = Meter(agent, self._book)
-        self._mounting = Mounting(folder, self.work, self._request)
+        self._mounting = Mounting(folder, self.work, self.base, self._request)
         self.offload: Offload | None = None
 
     @classmethod
@@ -305,12 +305,18 @@ class Guest:
 
     # --- the share --------------------------------------------------------------------------
 
-    def mounted(self) -> AbstractContextManager[None]:
+    def mounted(self, *, sysroot: Sequence[str] | None = None) -> AbstractContextManager[None]:
         """The share is mounted at /work, and out of the host's reach, for as long as this lasts.
+
+        With `sysroot` the guest's read-only base is mounted too: at /sysroot it is a `root` for
+        commands. What they write there stays on the guest's own disk and is forgotten at the end,
+        but for the folders that `sysroot` names, which are those of the share.
 
         Raises ShareError for a share that was staged in part only, and for a board, which has none.
         """
-        return self._mounting.mounted()
+        if sysroot is not None and self.offload:
+            self.offload.renew()
+        return self._mounting.mounted(sysroot)
 
     # --- the rest ---------------------------------------------------------------------------
 

@@ -1,37 +1,59 @@
-"""The share of one guest at /work: mounted, unmounted, or left mounted by a holder that died."""
+"""What a guest has mounted of the host's: its share at /work, and a sysroot made of its base."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
 
-from guestctl.errors import GuestLost, RequestFailed, ShareError
-from guestctl.rundir import GuestDir, write_json
+from guestctl.errors import GuestctlError, GuestLost, RequestFailed, ShareError
+from guestctl.rundir import GuestDir, read_json, write_json
 from guestctl.share import Share
 from guestctl.tree.state import is_partial
 from guestctl.wire import Op, Tag
 
-__all__ = ["MOUNT_OPTIONS", "WORK", "Mounting"]
+__all__ = ["MOUNT_OPTIONS", "SYSROOT", "WORK", "Mounting"]
 
 # docs/virtfs-format.md says why these.
 MOUNT_OPTIONS = b"version=9p2000.L,msize=131072,access=client,cache=mmap"
+# Nobody changes it while it is mounted, so the guest may keep all that it has seen of it.
+_BASE_OPTIONS = b"version=9p2000.L,msize=131072,access=client,cache=loose"
 
 WORK = "/work"
+SYSROOT = "/sysroot"
+_BASE = "/base"
+
+_Mount = tuple[str, tuple[tuple[Tag, bytes], ...]]
+
+
+def _mounts(folders: Sequence[str] | None) -> list[_Mount]:
+    """The targets in order, each with what else the agent is told."""
+    found: list[_Mount] = [(WORK, ((Tag.TAG, b"work"), (Tag.OPTIONS, MOUNT_OPTIONS)))]
+    if folders is None:
+        return found
+    found.append((_BASE, ((Tag.TAG, b"base"), (Tag.OPTIONS, _BASE_OPTIONS))))
+    found.append((SYSROOT, ((Tag.TAG, _BASE.encode()), (Tag.KIND, b"layer"))))
+    for name in folders:
+        source = f"{WORK}/{name}".encode()
+        found.append((f"{SYSROOT}/{name}", ((Tag.TAG, source), (Tag.KIND, b"folder"))))
+    return found
 
 
 class Mounting:
     """`request` asks the agent; the run directory says to the next holder what is mounted."""
 
-    def __init__(self, folder: GuestDir, share: Share, request: Callable[..., None]) -> None:
+    def __init__(
+        self, folder: GuestDir, work: Share, base: Share, request: Callable[..., None]
+    ) -> None:
         self._folder = folder
-        self._share = share
+        self._shares = {WORK: work, _BASE: base}
         self._request = request
         self._left = False
 
-    @contextmanager
-    def mounted(self) -> Iterator[None]:
-        """Mounted for as long as this lasts, and longer after `leave`.
+    @contextlib.contextmanager
+    def mounted(self, sysroot: Sequence[str] | None = None) -> Iterator[None]:
+        """Mounted for as long as this lasts, and longer after `leave`; with `sysroot`, the base
+        as well, for a sysroot that has these folders of the share.
 
         Raises ShareError for a share that was staged in part only, and for a board, which has none.
         """
@@ -40,22 +62,24 @@ class Mounting:
                 f"{self._folder.name} is a board, which has no share of this host",
                 hint="run the command on what the board has itself, or lease a guest",
             )
-        if is_partial(self._share.path):
-            raise ShareError(
-                f"{self._share.path} was staged in part only", hint="stage the same archive again"
-            )
-        self.mount()
+        targets = [target for target, _ in _mounts(sysroot)]
+        for share in (self._shares[target] for target in targets if target in self._shares):
+            if is_partial(share.path):
+                raise ShareError(
+                    f"{share.path} was staged in part only", hint="stage the same archive again"
+                )
+        self.mount(sysroot)
         try:
             yield
         except BaseException:
             # What went wrong first is what the caller must hear of.
-            with suppress(GuestLost):
+            with contextlib.suppress(GuestLost):
                 self._unmount_unless_left()
             raise
         else:
             self._unmount_unless_left()
         finally:
-            self._share.unlock()
+            self.unlock()
 
     def leave(self) -> None:
         """What is mounted stays so for an orphan that uses it."""
@@ -65,46 +89,66 @@ class Mounting:
         if not self._left:
             self.unmount()
 
-    def mount(self) -> None:
-        """The share is the guest's from here on; raises ShareError, RequestFailed, GuestLost."""
-        self._share.lock()
+    def mount(self, folders: Sequence[str] | None = None) -> None:
+        """The share is the guest's from here on, and with `folders`, which the sysroot has of the
+        share, its base too; raises ShareError, RequestFailed, GuestLost.
+        """
+        mounts = _mounts(folders)
+        targets = [target for target, _ in mounts]
         try:
-            write_json(self._folder.mounts, {"targets": [WORK]})
-            self._request(
-                Op.MOUNT,
-                (Tag.TAG, b"work"),
-                (Tag.TARGET, WORK.encode()),
-                (Tag.OPTIONS, MOUNT_OPTIONS),
-            )
+            self._lock(targets)
+            write_json(self._folder.mounts, {"targets": targets})
+            for target, records in mounts:
+                self._request(Op.MOUNT, (Tag.TARGET, target.encode()), *records)
         except BaseException:
-            self._share.unlock()
+            with contextlib.suppress(GuestctlError):
+                self.undo_leftovers()
+            self.unlock()
             raise
 
+    def _lock(self, targets: Sequence[str]) -> None:
+        for target in targets:
+            if target in self._shares:
+                self._shares[target].lock()
+
+    def unlock(self) -> None:
+        """The host has its folders again."""
+        for share in self._shares.values():
+            share.unlock()
+
     def unmount(self) -> None:
-        """Raises ShareError while commands use it; the caller unlocks the share."""
+        """Raises ShareError while commands use it; the caller unlocks the shares."""
+        for target in reversed(self._targets()):
+            self._unmount(target)
+        self._folder.mounts.unlink(missing_ok=True)
+
+    def _targets(self) -> list[str]:
+        return [str(target) for target in read_json(self._folder.mounts).get("targets", [WORK])]
+
+    def _unmount(self, target: str) -> None:
         try:
-            self._request(Op.UNMOUNT, (Tag.TARGET, WORK.encode()))
+            self._request(Op.UNMOUNT, (Tag.TARGET, target.encode()))
         except RequestFailed as error:
             if error.errno == errno.EBUSY:
                 raise ShareError(
-                    f"{WORK} is still in use in guest {self._folder.name}",
+                    f"{target} is still in use in guest {self._folder.name}",
                     hint="wait for its commands, or cancel them, before leaving mounted()",
                 ) from None
             raise
-        self._folder.mounts.unlink(missing_ok=True)
 
     def undo_leftovers(self) -> None:
-        """Undoes the mount of a lease holder that died."""
+        """Undoes the mounts of a lease holder that died, perhaps before it had made them all."""
         if not self._folder.mounts.exists():
             return
-        try:
-            self.unmount()
-        except RequestFailed as error:
-            if error.errno not in (errno.EINVAL, errno.ENOENT):
-                raise
-            self._folder.mounts.unlink(missing_ok=True)
+        for target in reversed(self._targets()):
+            try:
+                self._unmount(target)
+            except RequestFailed as error:
+                if error.errno not in (errno.EINVAL, errno.ENOENT):
+                    raise
+        self._folder.mounts.unlink(missing_ok=True)
 
     def keep_leftovers(self) -> None:
         """What a dead holder has mounted for its orphans stays mounted, and the guest's."""
         if self._folder.mounts.exists():
-            self._share.lock()
+            self._lock(self._targets())

@@ -265,10 +265,11 @@ class Pool:
             *(folder.agent, folder.monitor),
         ):
             path.unlink(missing_ok=True)
-        if fresh and self._options.share is None:
-            # The pool's own tree is part of what a fresh guest must not inherit.
-            shutil.rmtree(spec.work, ignore_errors=True)
-            Path(spec.work).mkdir(mode=0o700)
+        # The pool's own trees are part of what a fresh guest must not inherit.
+        trees = [spec.base, spec.work] if self._options.share is None else [spec.base]
+        for tree in trees if fresh else ():
+            shutil.rmtree(tree, ignore_errors=True)
+            Path(tree).mkdir(mode=0o700)
         with self._origin(spec) as origin:
             waiting = self._start(spec, origin)
         await_ready(waiting, spec.boot_timeout, self._progress)

@@ -98,6 +98,7 @@ class Tag(IntEnum):
     TAG = 20
     TARGET = 21
     OPTIONS = 22
+    KIND = 23
     AGENT = 32
     BOOT_ID = 33
     MACHINE = 34
@@ -108,6 +109,7 @@ class Tag(IntEnum):
     ROOT_DEVICE = 41
     MOUNTS = 42
     CHANGED = 43
+    LAYER = 44
 
 
 _TYPES = frozenset(Type)

@@ -25,6 +25,7 @@ from guestctl.builder.graph import closure, in_order, longest_paths
 from guestctl.builder.keys import Inputs, differences, inputs_of_all
 from guestctl.builder.manifest import files_of
 from guestctl.builder.plan import Planner, Platform
+from guestctl.builder.products import Rules, split
 from guestctl.builder.schedule import Schedule
 from guestctl.builder.sources import Sources
 from guestctl.builder.store import LOG, TAR, Store
@@ -219,6 +220,17 @@ def test_the_longest_unused_go_first(tmp_path: Path) -> None:
     assert {each.key for each in store.all()} == {keys[0], keys[3]}
 
 
+def test_what_a_build_may_read_is_not_collected(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    old, new = "0" * 64, "1" * 64
+    for key in (old, new):
+        put(store, tmp_path, key)
+    os.utime(tmp_path / "store" / "artifacts" / old, (0, 0))
+    with Store(tmp_path / "store").in_use():
+        assert [each.key for each in store.collect_garbage(0)] == [old]
+    assert [each.key for each in store.collect_garbage(0)] == [new]
+
+
 def test_only_one_builds_and_the_other_finds_it(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     waited = threading.Event()
@@ -261,7 +273,9 @@ with store.building({KEY!r}, lambda: False, lambda: None):
 
 
 def sources(tmp_path: Path, **options: bool) -> Sources:
-    return Sources(tmp_path / "sources", {"local:": f"{tmp_path}/"}, {}, **options)
+    return Sources(
+        tmp_path / "sources", {"local": f"{tmp_path}/", "mine": f"{tmp_path}/%s.tar"}, {}, **options
+    )
 
 
 def test_a_tarball_is_fetched_once(tmp_path: Path) -> None:
@@ -272,6 +286,12 @@ def test_a_tarball_is_fetched_once(tmp_path: Path) -> None:
     (tmp_path / "a.tar").unlink()
     assert sources(tmp_path).tarball(chunk) == path
     assert path.read_bytes() == b"data"
+
+
+def test_an_alias_may_say_where_the_rest_goes(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"data")
+    chunk = Chunk(name="a", tarball="mine:a", sha256=hashlib.sha256(b"data").hexdigest())
+    assert sources(tmp_path).tarball(chunk).read_bytes() == b"data"
 
 
 def test_another_tarball_is_refused(tmp_path: Path) -> None:
@@ -422,8 +442,15 @@ def test_the_manifest_names_files_with_owner_mode_and_digest(tmp_path: Path) -> 
             data = b"text" if kind == tarfile.REGTYPE else b""
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
-    folder, file = files_of(path, [Product("dev", ("^usr/include/",))])
-    assert folder == {"path": "usr/include", "type": "folder", "mode": "4755", "uid": 7, "gid": 0}
+    folder, file = files_of(path, Rules("a", [Product("-dev", ("usr/include/.*",))]))
+    assert folder == {
+        "path": "usr/include",
+        "type": "folder",
+        "mode": "4755",
+        "uid": 7,
+        "gid": 0,
+        "product": "a",
+    }
     assert file == {
         "path": "usr/include/a.h",
         "type": "file",
@@ -432,5 +459,59 @@ def test_the_manifest_names_files_with_owner_mode_and_digest(tmp_path: Path) -> 
         "gid": 0,
         "size": 4,
         "sha256": hashlib.sha256(b"text").hexdigest(),
-        "product": "dev",
+        "product": "a-dev",
     }
+
+
+@pytest.mark.parametrize("prefix", ["", "./"])
+def test_an_artifact_is_split_into_its_parts(tmp_path: Path, prefix: str) -> None:
+    whole = tmp_path / "whole.tar"
+    long = "usr/share/doc/" + "n" * 120
+    with tarfile.open(whole, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, kind, link in (
+            ("usr", tarfile.DIRTYPE, ""),
+            ("usr/bin", tarfile.DIRTYPE, ""),
+            ("usr/bin/a", tarfile.REGTYPE, ""),
+            ("usr/include", tarfile.DIRTYPE, ""),
+            ("usr/include/a.h", tarfile.REGTYPE, ""),
+            ("usr/include/b.h", tarfile.LNKTYPE, "usr/bin/a"),
+            ("usr/share", tarfile.DIRTYPE, ""),
+            ("usr/share/doc", tarfile.DIRTYPE, ""),
+            (long, tarfile.REGTYPE, ""),
+            ("var", tarfile.DIRTYPE, ""),
+        ):
+            entry = tarfile.TarInfo(prefix + name)
+            entry.type, entry.mode, entry.uid = kind, 0o755, 7
+            entry.linkname = link and prefix + link
+            entry.mtime = 5
+            data = name.encode() * 100 if kind == tarfile.REGTYPE else b""
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    wanted = [Product("-dev", ("usr/include/.*",)), Product("docs", (".*/doc/.*", "never"))]
+    rules = Rules("a", wanted)
+    assert rules.parts == ("a-dev", "docs", "a")
+    found = split(whole, rules, tmp_path, 3)
+    names = {}
+    for part, path in found.items():
+        command = ["tar", "--zstd", "-tvf", str(path), "--numeric-owner"]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        rows = [line for line in lines.splitlines() if not line.endswith(" ./")]
+        assert all("7/0" in row for row in rows)
+        names[part] = [row.split()[5].removeprefix("./").rstrip("/") for row in rows]
+    assert names == {
+        "a-dev": ["usr", "usr/include", "usr/include/a.h"],
+        "docs": ["usr", "usr/share", "usr/share/doc", long],
+        "a": ["usr", "usr/bin", "usr/bin/a", "usr/include", "usr/include/b.h", "usr/share",
+              "usr/share/doc", "var"],
+    }  # fmt: skip
+    assert not list(tmp_path.glob("*/"))
+
+
+def test_products_are_checked_when_they_are_read() -> None:
+    text = "{name: a, kind: chunk, products: [{artifact: -dev, include: ['(']}]}"
+    with pytest.raises(DefinitionError, match=r"a.morph:1: a: products: -dev: .* no regular expr"):
+        read_project({"a.morph": text}, "armv5l")
+    rules = "split-rules: {chunk: [{artifact: -dev, include: [usr/include/.*]}]}"
+    project = read_project({"a.morph": "{name: a, kind: chunk}", "DEFAULTS": rules}, "armv5l")
+    chunk = project.components["a"].chunk
+    assert Rules("a", chunk.products).of("usr/include/a.h") == "a-dev"

@@ -6,8 +6,8 @@ import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+from guestctl.builder.events import Event
 from guestctl.builder.report import Built, Recorder, Span, report
-from guestctl.builder.run import Event
 
 COMPONENTS = (
     Built(

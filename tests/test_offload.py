@@ -21,7 +21,7 @@ from guestctl.wire import Tag
 
 # As a guest has it, with a command that has a root of its own.
 MOUNTS = b"""\
-35 29 0:14 / / rw,noatime master:7 - overlay overlay rw,lowerdir=/extra:/image,volatile
+35 29 0:14 / / rw,noatime master:7 - overlay image rw,lowerdir=/extra:/image,volatile
 36 35 0:5 / /dev rw,nosuid,relatime master:8 - devtmpfs dev rw,size=126332k,mode=755
 37 36 0:18 / /dev/pts rw,nosuid,noexec,relatime master:9 - devpts devpts rw,gid=5,mode=620
 39 35 0:13 / /sys rw,nosuid,nodev,noexec,relatime - sysfs sysfs rw
@@ -31,7 +31,7 @@ MOUNTS = b"""\
 44 35 0:23 / /proc rw,nosuid,nodev,noexec,relatime - proc proc rw
 45 42 0:13 / /work/s\\040y/sys ro,nosuid,nodev,noexec,relatime - sysfs sysfs rw
 46 42 0:5 / /work/s\\040y/dev rw,nosuid,relatime - devtmpfs dev rw,mode=755
-49 42 0:14 /tools /work/s\\040y/tools ro,noatime master:7 - overlay overlay rw,volatile
+49 42 0:14 /tools /work/s\\040y/tools ro,noatime master:7 - overlay image rw,volatile
 50 42 0:24 / /work/s\\040y/proc rw,nosuid,nodev,noexec,relatime - proc proc rw
 """
 IMAGE, SHARE = (0, 14), (0, 21)
@@ -42,6 +42,7 @@ def place(
     device: tuple[int, int] = IMAGE,
     mounts: bytes = MOUNTS,
     changed: bytes = b"proc\0",
+    layer: bytes | None = None,
 ) -> Place | Unseen:
     return locate(
         {
@@ -50,6 +51,7 @@ def place(
             Tag.ROOT_DEVICE: struct.pack("<II", *device),
             Tag.MOUNTS: mounts,
             Tag.CHANGED: changed,
+            **({} if layer is None else {Tag.LAYER: layer}),
         }
     )
 
@@ -112,6 +114,57 @@ def test_what_the_host_cannot_see_has_a_reason(arguments: dict[str, bytes], reas
     found = place(**arguments)  # type: ignore[arg-type]
     assert isinstance(found, Unseen)
     assert reason in found.reason
+
+
+SYSROOT = (
+    MOUNTS.partition(b"44 35")[0]
+    + b"""\
+43 35 0:25 / /base rw,relatime - 9p base rw,loose,trans=virtio
+44 35 0:26 / /sysroot rw,noatime - overlay sysroot rw,lowerdir=/proc/self/fd/9,volatile
+45 44 0:21 /build /sysroot/build rw,relatime - 9p work rw,trans=virtio
+46 44 0:14 /tools /sysroot/tools ro,noatime - overlay image rw,volatile
+47 44 0:24 / /sysroot/proc rw - proc proc rw
+"""
+)
+
+
+def in_sysroot(layer: bytes | None, mounts: bytes = SYSROOT) -> Place | Unseen:
+    return place(b"/sysroot", (0, 26), mounts, layer=layer)
+
+
+def test_a_sysroot_is_the_base_with_folders_of_the_share() -> None:
+    # Folders for mounts, interpreters' caches, what was lent: no compiler reads those.
+    layer = (
+        b"proc/\0build/\0tools/\0bin/sh\0usr/lib/python3/__pycache__/a.pyc\0usr/share/info/dir\0"
+    )
+    found = in_sysroot(layer + b"etc/mtab\0var/cache/\0")
+    assert isinstance(found, Place)
+    assert set(found.mounts) == {
+        Mount("base", b"", b"/"),
+        Mount("work", b"build", b"/build"),
+        Mount("root", b"tools", b"/tools", True),
+    }
+    assert set(found.hidden) == {
+        b"/bin/sh", b"/dev", b"/etc/mtab", b"/proc", b"/sys", b"/usr/share/info/dir",
+        b"/usr/lib/python3/__pycache__/a.pyc", b"/var/cache",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"usr/include/new.h", b"usr/", b"usr/lib/libz.so", b"usr/bin/as", b"lib/", b"etc/ld.so.cache",
+     b"opt/x", b"usr/share/", b"bin/shx"],
+)  # fmt: skip
+def test_a_layer_with_what_compilers_read_is_out_of_sight(name: bytes) -> None:
+    found = in_sysroot(b"proc/\0" + name + b"\0")
+    assert isinstance(found, Unseen)
+    assert "has changed its sysroot: /" + name.decode().rstrip("/") in found.reason
+
+
+def test_a_layer_that_nobody_tells_of_is_not_guessed() -> None:
+    assert in_sysroot(None) == Unseen("the agent cannot say what a layer holds")
+    own = SYSROOT.replace(b"overlay sysroot", b"overlay overlay")
+    assert in_sysroot(b"", own) == Unseen("a root folder on overlay")
 
 
 def test_a_stranger_has_no_place() -> None:

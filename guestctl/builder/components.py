@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from guestctl.definitions import (
     BuildSystem,
     Chunk,
     Defaults,
+    Device,
+    Product,
     Reference,
     Stratum,
     System,
@@ -116,11 +119,13 @@ class _Reading:
     def __init__(self, texts: Mapping[str, str], arch: str) -> None:
         self.arch = arch
         self.systems: dict[str, BuildSystem] = dict(BUILD_SYSTEMS)
+        self.products: tuple[Product, ...] = ()
         self.files: dict[str, Chunk | Stratum | System] = {}
         for file in sorted(texts):
             record = parse_definition(texts[file], file)
             if isinstance(record, Defaults):
                 self.systems.update(record.build_systems)
+                self.products += record.split_rules.chunk
             else:
                 self.files[file] = record
 
@@ -196,6 +201,7 @@ class _Reading:
             build_system=chunk.build_system or "manual",
             build_mode=chunk.build_mode or "staging",
             prefix=chunk.prefix or "/usr",
+            products=chunk.products + self.products,
         )
         for key, problem in _problems(whole, self.systems):
             raise DefinitionError(f"{chunk.place}: {chunk.name or 'chunk'}: {key}: {problem}")
@@ -222,6 +228,11 @@ def _problems(chunk: Chunk, systems: Mapping[str, BuildSystem]) -> Iterator[tupl
             ("devices", _is_device(each), f"{each.filename}: type c, b or p; permissions octal")
             for each in chunk.devices
         ),
+        *(
+            ("products", not problem, f"{each.artifact}: {problem}")
+            for each in chunk.products
+            for problem in _product_problems(each)
+        ),
     )
     return ((key, problem) for key, good, problem in rules if not good)
 
@@ -230,10 +241,20 @@ def _is_sha256(text: str) -> bool:
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
-def _is_device(device: object) -> bool:
-    mode = getattr(device, "permissions", "")
+def _product_problems(product: Product) -> Iterator[str]:
+    if not product.artifact.strip("-.") or "/" in product.artifact:
+        yield "is not a file name"
+    for text in product.include:
+        try:
+            re.compile(text)
+        except re.error as error:
+            yield f"{text!r} is no regular expression: {error}"
+
+
+def _is_device(device: Device) -> bool:
+    mode = device.permissions
     return (
-        getattr(device, "type", "") in _DEVICE_TYPES
+        device.type in _DEVICE_TYPES
         and bool(mode)
         and len(mode) <= 5
         and set(mode) <= set("01234567")

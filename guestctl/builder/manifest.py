@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import libarchive
 
 from guestctl.builder.components import Component
 from guestctl.builder.keys import Inputs
-from guestctl.definitions import Product
+from guestctl.builder.products import Rules
 from guestctl.version import __version__
 
 __all__ = ["VERSION", "describe", "files_of"]
@@ -42,6 +41,7 @@ def describe(
     ledger: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The manifest. `seconds` are those of each step, `source` is the commit or the SHA-256."""
+    rules = Rules(component.name, component.chunk.products)
     return {
         "version": VERSION,
         "name": component.name,
@@ -53,17 +53,18 @@ def describe(
         "inputs": asdict(inputs),
         "ledger": dict(ledger),
         "spdx": _spdx(component, inputs, source),
-        "files": list(files_of(tar, component.chunk.products)),
+        "parts": list(rules.parts),
+        "files": list(files_of(tar, rules)),
     }
 
 
-def files_of(tar: Path, products: Sequence[Product] = ()) -> Iterator[dict[str, Any]]:
+def files_of(tar: Path, rules: Rules | None = None) -> Iterator[dict[str, Any]]:
     """Each entry of an archive: path, type, owner, mode, and size and SHA-256 or link target.
 
-    Names that are not UTF-8 have their bytes as Python's surrogate escapes. `product` is the first
-    of `products` that wants the path.
+    Names that are not UTF-8 have their bytes as Python's surrogate escapes. `product` is the part
+    that it belongs to, where the artifact has parts.
     """
-    rules = [(each.artifact, [re.compile(text) for text in each.include]) for each in products]
+    homes: dict[str, str] = {}
     with libarchive.file_reader(os.fspath(tar)) as archive:
         for entry in archive:
             path = _text(entry.pathname)
@@ -83,10 +84,10 @@ def files_of(tar: Path, products: Sequence[Product] = ()) -> Iterator[dict[str, 
                     digest.update(block)
                 facts["size"] = entry.size
                 facts["sha256"] = digest.hexdigest()
-            for name, patterns in rules:
-                if any(pattern.search(facts["path"]) for pattern in patterns):
-                    facts["product"] = name
-                    break
+            if rules and rules.parts:
+                # A further name of a file goes where the file is.
+                home = homes.get(facts["target"]) if facts["type"] == "hard link" else None
+                facts["product"] = homes[facts["path"]] = home or rules.of(facts["path"])
             yield facts
 
 

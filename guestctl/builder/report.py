@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from guestctl.builder.run import Event
+from guestctl.builder.events import Event
 
 __all__ = ["Built", "Recorder", "Span", "report"]
 

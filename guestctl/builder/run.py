@@ -11,64 +11,29 @@ import gzip
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from guestctl import Guest, GuestLost, Pool
 from guestctl.builder import manifest
+from guestctl.builder.events import Event, Outcome
 from guestctl.builder.plan import Planner
-from guestctl.builder.sandbox import Job, Sandbox
+from guestctl.builder.products import Rules, split
+from guestctl.builder.sandbox import EPOCH, Job, Sandbox
 from guestctl.builder.schedule import Schedule
 from guestctl.builder.sources import Sources
-from guestctl.builder.store import LOG, TAR, Artifact, Store
+from guestctl.builder.store import LOG, TAR, Store
 from guestctl.errors import BuildError, GuestctlError
 
-__all__ = ["Builder", "Event", "Outcome"]
+__all__ = ["Builder"]
 
 _LEASE_TIMEOUT = 3600.0
 _LOSSES = 3  # so often may one component's guest die
 _GUESS = 60.0  # seconds, for what was never built
 _POLL = 0.5
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something happened to the component `name`.
-
-    `kind` is start, step, done, failed, stopped, lost or waits (for another builder). `text` says
-    more; `seconds` is the time since its start. `rest` is what the build takes at least from here.
-    """
-
-    kind: str
-    name: str
-    text: str = ""
-    guest: str = ""
-    seconds: float = 0.0
-    rest: float = 0.0
-
-
-@dataclass
-class Outcome:
-    """How a build ended, by the names of components; `failed` says why, `logs` where it is told."""
-
-    cached: list[str] = field(default_factory=list)
-    built: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    stopped: list[str] = field(default_factory=list)
-    logs: dict[str, Path] = field(default_factory=dict)
-    artifacts: dict[str, Artifact] = field(default_factory=dict)
-
-    def check(self) -> Outcome:
-        """Returns itself when all was built; raises BuildError otherwise."""
-        for name, why in self.failed.items():
-            more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
-            log = self.logs.get(name)
-            raise BuildError(f"{why}{more}", hint=f"the log is {log}" if log else "")
-        if self.stopped:
-            raise BuildError(f"not built: {', '.join(self.stopped)}")
-        return self
+_PLAIN = "whole.tar"
 
 
 class Builder:
@@ -94,6 +59,7 @@ class Builder:
         self.logs = folder / "logs"
         self.scratch = folder / "scratch"
         self.tell = listener
+        self._run: _Run | None = None
         for each in (self.logs, self.scratch):
             each.mkdir(parents=True, exist_ok=True)
 
@@ -110,7 +76,15 @@ class Builder:
         nothing is missing. Without `keep_going` the first failure stops what has not started.
         Interrupted, the build cancels what runs, waits for that and lets KeyboardInterrupt pass.
         """
-        goals = list(names)
+        with self.store.in_use():
+            return self._build(list(names), pool, keep_going)
+
+    def _build(
+        self,
+        goals: list[str],
+        pool: Callable[[int], AbstractContextManager[Pool]],
+        keep_going: bool,
+    ) -> Outcome:
         missing = self.planner.missing(goals)
         needed = self.planner.needed(goals)
         outcome = Outcome(
@@ -118,12 +92,18 @@ class Builder:
         )
         if missing:
             with pool(len(missing)) as guests:
-                _Run(self, guests, missing, outcome, keep_going).run()
+                self._run = _Run(self, guests, missing, outcome, keep_going)
+                self._run.run()
         for name in needed:
             artifact = self.store.peek(self.planner.key(name))
             if artifact is not None:
                 outcome.artifacts[name] = artifact
         return outcome
+
+    def calls(self, name: str) -> Counter[str]:
+        """How many calls of compilers and the like ran where so far, for what is being built."""
+        sandbox = self._run.sandboxes.get(name) if self._run else None
+        return sandbox.tally() if sandbox else Counter()
 
 
 class _Run:
@@ -143,6 +123,8 @@ class _Run:
         self.stopped = False
         self.losses: dict[str, int] = {}
         self.sandboxes: dict[str, Sandbox] = {}
+        self.begun: dict[str, float] = {}
+        self.calls: dict[str, Counter[str]] = {}
 
     def run(self) -> None:
         workers = [
@@ -176,7 +158,7 @@ class _Run:
     def _work(self) -> None:
         """What each thread does: takes a component, builds it, says how that went."""
         while (name := self._next()) is not None:
-            begin = time.monotonic()
+            begin = self.begun[name] = time.monotonic()
             try:
                 self._ensure(name)
             except GuestLost as error:
@@ -188,6 +170,8 @@ class _Run:
                 raise
             else:
                 self._done(name, begin)
+            finally:
+                self.begun.pop(name, None)
 
     def _next(self) -> str | None:
         """The next component, or None when nothing is left to start."""
@@ -240,9 +224,13 @@ class _Run:
     def _say(
         self, kind: str, name: str, text: str = "", *, guest: str = "", begin: float | None = None
     ) -> None:
-        seconds = 0.0 if begin is None else time.monotonic() - begin
-        rest = self.schedule.rest(self.pool.options.size)
-        self.builder.tell(Event(kind, name, text, guest, seconds, rest))
+        now = time.monotonic()
+        seconds = 0.0 if begin is None else now - begin
+        with self.changed:
+            elapsed = {other: now - since for other, since in self.begun.items()}
+            rest = self.schedule.rest(self.pool.options.size, elapsed)
+        calls = dict(self.calls.get(name, Counter()))
+        self.builder.tell(Event(kind, name, text, guest, seconds, rest, calls))
 
     # --- one component ----------------------------------------------------------------------------
 
@@ -277,16 +265,19 @@ class _Run:
         self.outcome.logs[name] = log
         begin = time.monotonic()
         job = self._job(name, source)
+        rules = Rules(name, job.component.chunk.products)
         with open(log, "wb", buffering=0) as out:
             sandbox = Sandbox(
                 guest, job, out, lambda step: self._say("step", name, step, begin=begin)
             )
             self.sandboxes[name] = sandbox
             try:
-                sandbox.build(scratch / TAR)
+                sandbox.build(scratch / TAR, *([scratch / _PLAIN] if rules.parts else []))
             finally:
+                self.calls[name] = sandbox.calls
                 del self.sandboxes[name]
         self._check_share(name, sandbox)
+        parts = split(scratch / _PLAIN, rules, scratch, EPOCH) if rules.parts else {}
         facts = manifest.describe(
             planner.components[name],
             planner.inputs[name],
@@ -298,7 +289,7 @@ class _Run:
         )
         with open(log, "rb") as text, gzip.open(scratch / LOG, "wb") as packed:
             packed.writelines(text)
-        files = {each: scratch / each for each in (TAR, LOG)}
+        files = {path.name: path for path in (scratch / TAR, scratch / LOG, *parts.values())}
         builder.store.put(planner.key(name), files, facts)
 
     def _check_share(self, name: str, sandbox: Sandbox) -> None:

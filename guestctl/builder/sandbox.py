@@ -1,8 +1,9 @@
 """One component, built in one pristine guest: sysroot and source in, artifact out.
 
-The guest's share becomes the root that the build sees. It holds what the component needs and
-nothing else; /tools lends what the sysroot lacks. Paths, environment, host name and times are the
-same in every build.
+The sysroot is the guest's read-only base, which holds what the component needs and nothing else, as
+links into the cache, under a layer on the guest's own disk. What is built and what comes of it lie
+on the share, where the host can compile. /tools lends what the sysroot lacks. Paths, environment,
+host name and times are the same in every build.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ __all__ = ["EPOCH", "Job", "Sandbox"]
 
 # All files of artifacts that are younger get this time.
 EPOCH = 1_700_000_000
-_ROOT = "/work"
+_ROOT = "/sysroot"
+_SHARED = ("build", "inst", "tmp", "var/tmp")
 _DESTDIR = "/inst"
 _SHELL = "/tools/bin/sh"
 _AR = b"!<arch>\n"
@@ -43,9 +45,10 @@ _LENT = {
 }
 
 _FURNISH = """
-mkdir -p /bin /usr/bin /build /tmp /var/tmp {destdir}
 chmod 1777 /tmp /var/tmp
-lend() {{ [ -e "$1" ] || [ -L "$1" ] || [ ! -e "$2" ] || ln -s "$2" "$1"; }}
+lend() {{
+  [ -e "$1" ] || [ -L "$1" ] || [ ! -e "$2" ] || {{ mkdir -p "${{1%/*}}"; ln -s "$2" "$1"; }}
+}}
 {lent}
 """
 
@@ -91,8 +94,8 @@ class Sandbox:
     _running: Process | None = None
     _stopped: bool = False
 
-    def build(self, out: Path) -> None:
-        """Builds, and collects the artifact into `out`.
+    def build(self, *outs: Path) -> None:
+        """Builds, and collects the artifact into each of `outs`.
 
         :raise BuildError: a command failed, or there is nothing to collect.
         :raise GuestLost: the guest died.
@@ -100,11 +103,12 @@ class Sandbox:
         name = self.job.component.name
         with self._timed("stage"):
             for artifact in self.job.sysroot:
-                stage(artifact, self.guest.work)
+                report = stage(artifact, self.guest.base, link=True, follow_dirs=True)
+                self.log.writelines(f"# {line}\n".encode() for line in report.warnings)
             if self.job.source is not None:
                 stage(self.job.source, self.guest.work, into="build/.source")
             self._stage_patches()
-        with self.guest.mounted():
+        with self.guest.mounted(sysroot=_SHARED):
             with self._timed("prepare"):
                 self._prepare()
             for step, commands in self.job.component.steps:
@@ -115,7 +119,8 @@ class Sandbox:
                 for device in self.job.component.chunk.devices:
                     self._shell(_node(device), "/", what="devices")
         with self._timed("collect"):
-            collect(self.guest.work, out, path=_DESTDIR.strip("/"), mtime=EPOCH)
+            for out in outs:
+                collect(self.guest.work, out, path=_DESTDIR.strip("/"), mtime=EPOCH)
 
     def stop(self) -> None:
         """Cancels what runs, from another thread: `build` then fails."""
@@ -123,6 +128,11 @@ class Sandbox:
         running = self._running
         if running is not None:
             running.cancel()
+
+    def tally(self) -> Counter[str]:
+        """The calls so far, those of the running command included; from any thread."""
+        running, ledger = self._running, self.guest.offload and self.guest.offload.ledger
+        return self.calls + (ledger.tally(running.id) if ledger and running else Counter())
 
     # --- steps ----------------------------------------------------------------------------------
 
@@ -138,7 +148,7 @@ class Sandbox:
         """The folders that a build expects, what the sysroot lacks, the source under its name."""
         name = shlex.quote(self.job.component.name)
         lent = "\n".join(f"lend {path} /tools/bin/{tool}" for path, tool in _LENT.items())
-        self._shell(_FURNISH.format(destdir=_DESTDIR, lent=lent), "/", what="prepare")
+        self._shell(_FURNISH.format(lent=lent), "/", what="prepare")
         self._shell(_unpacking(self.job.source).format(name=name), "/", what="prepare")
         for number, (_patch, strip) in enumerate(self.job.patches):
             command = f"patch -p{strip} -i ../.patches/{number:04d}.patch"

@@ -85,8 +85,12 @@ class Schedule:
     def ended(self) -> bool:
         return not any(state in ("waiting", "running") for state in self.states.values())
 
-    def rest(self, guests: int) -> float:
-        """At least so many seconds are left, with so many guests: a bound, not a promise."""
+    def rest(self, guests: int, elapsed: Mapping[str, float]) -> float:
+        """At least so many seconds are left, with so many guests: a bound, not a promise.
+
+        `elapsed` is how long those that run have done so.
+        """
+        done = {name: min(elapsed.get(name, 0.0), self._seconds[name]) for name in self._seconds}
         left = [name for name, state in self.states.items() if state in ("waiting", "running")]
-        work = sum(self._seconds[name] for name in left)
-        return max([work / guests, *(self._weights[name] for name in left)], default=0.0)
+        work = sum(self._seconds[name] - done[name] for name in left)
+        return max([work / guests, *(self._weights[name] - done[name] for name in left)], default=0)

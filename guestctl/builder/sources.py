@@ -38,14 +38,17 @@ _READING = {**_FETCHING, "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/
 
 @dataclass(frozen=True)
 class Sources:
-    """The cache below `folder`. `aliases` are beginnings of addresses and what they stand for;
-    `schemes` opens addresses of further kinds by their scheme. `offline` forbids the net.
+    """The cache below `folder`. `aliases` are words that addresses begin with before a colon, and
+    what these stand for: an address with `%s` for what comes after it, or at whose end it comes.
+    Paths are relative to `base`. `schemes` opens addresses of further kinds by their scheme.
+    `offline` forbids the net.
     """
 
     folder: Path
     aliases: Mapping[str, str]
     schemes: Mapping[str, Callable[[str], Path]]
     offline: bool = False
+    base: Path = Path()
 
     def tarball(self, chunk: Chunk) -> Path:
         """The tarball of a chunk; raises BuildError when it cannot be had or is another one."""
@@ -106,10 +109,14 @@ class Sources:
     # --- tarballs -------------------------------------------------------------------------------
 
     def _address(self, given: str) -> str:
-        for alias, address in self.aliases.items():
-            if given.startswith(alias):
-                return address + given.removeprefix(alias)
-        return given
+        alias, colon, rest = given.partition(":")
+        if not colon:
+            return str(self.base / given)
+        # YBD writes them with the colon.
+        address = self.aliases.get(alias) or self.aliases.get(f"{alias}:")
+        if address is None:
+            return given
+        return address.replace("%s", rest) if "%s" in address else address + rest
 
     def _may_fetch(self, chunk: Chunk, address: str) -> None:
         if self.offline and urllib.parse.urlsplit(address).scheme not in ("", "file"):

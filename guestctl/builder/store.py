@@ -3,8 +3,10 @@
     DATA/artifacts/KEY/artifact.tar.zst   what was built
                        manifest.json      all about it
                        build.log.gz       what the commands said
-                       sums               SHA-256 of the three, and of nothing else
+                       part-NAME.tar.zst  what belongs to a part, where there are parts
+                       sums               SHA-256 of all these, and of nothing else
     DATA/locks/KEY                        held by who builds it
+               builders                   shared by all who build anything
 
 A folder gets its name when it is whole; what a killed process leaves has another name.
 """
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guestctl.builder.products import part_file
 from guestctl.errors import BuildError
 
 __all__ = ["Artifact", "Store"]
@@ -32,6 +35,7 @@ TAR = "artifact.tar.zst"
 MANIFEST = "manifest.json"
 LOG = "build.log.gz"
 _SUMS = "sums"
+_BUILDERS = "builders"
 _POLL = 0.2
 _ABANDONED = 24 * 3600  # seconds after which nobody works on a folder without a name any more
 
@@ -53,6 +57,14 @@ class Artifact:
     @property
     def tar(self) -> Path:
         return self.folder / TAR
+
+    def part(self, name: str) -> Path:
+        """The archive of one of its parts; raises BuildError when it has no such."""
+        parts = self.manifest.get("parts", [])
+        if name not in parts:
+            known = f"its parts are {', '.join(parts)}" if parts else "it was not split"
+            raise BuildError(f"{self.name} has no part {name!r}", hint=known)
+        return self.folder / part_file(name)
 
     @property
     def log(self) -> Path:
@@ -139,7 +151,7 @@ class Store:
     def collect_garbage(self, bound: int, keep: frozenset[str] = frozenset()) -> list[Artifact]:
         """Removes the longest unused until the rest is at most `bound` bytes; returns what went.
 
-        What `keep` names stays, and so does what somebody builds or has just built.
+        What `keep` names stays. While somebody builds, so does all that was used lately.
         """
         for folder in self._artifacts.iterdir():
             if not _named(folder) and time.time() - folder.stat().st_mtime > _ABANDONED:
@@ -147,14 +159,36 @@ class Store:
         found = self.all()
         total = sum(each.size for each in found)
         gone = []
-        for each in reversed(found):
-            if total <= bound:
-                break
-            if each.key not in keep:
-                self.remove(each.key)
-                total -= each.size
-                gone.append(each)
+        with self._quiet() as quiet:
+            for each in reversed(found):
+                if total <= bound:
+                    break
+                if each.key not in keep and (quiet or time.time() - each.used > _ABANDONED):
+                    self.remove(each.key)
+                    total -= each.size
+                    gone.append(each)
         return gone
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """For as long as this lasts, nobody collects what a build may still read."""
+        with self._lock(_BUILDERS) as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            yield
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[bool]:
+        """Whether nobody builds, and then nobody begins to."""
+        with self._lock(_BUILDERS) as handle:
+            yield _locked(handle)
+
+    @contextlib.contextmanager
+    def _lock(self, name: str) -> Iterator[int]:
+        handle = os.open(self._locks / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
 
     @contextlib.contextmanager
     def building(
@@ -165,8 +199,7 @@ class Store:
         Yields whether the caller is to build it: false when the other one has, or `stopped` says
         that there is no point any more.
         """
-        handle = os.open(self._locks / key, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+        with self._lock(key) as handle:
             if not _locked(handle):
                 waits()
                 while not _locked(handle):
@@ -175,8 +208,6 @@ class Store:
                         return
                     time.sleep(_POLL)
             yield not (self._artifacts / key).exists()
-        finally:
-            os.close(handle)
 
 
 def _locked(handle: int) -> bool:

@@ -73,7 +73,10 @@ def show(artifact: str, as_json: bool) -> None:
     click.echo(f"{found.name} {facts['arch']} {found.key}")
     click.echo(f"{found.tar}")
     steps = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in facts["seconds"].items())
-    click.echo(f"built in {facts['guest']}: {steps}\n")
+    click.echo(f"built in {facts['guest']}: {steps}")
+    if facts.get("parts"):
+        click.echo(f"parts: {', '.join(facts['parts'])}")
+    click.echo()
     rows = [
         (f["mode"], f"{f['uid']}:{f['gid']}", f.get("size", ""), f["path"], f.get("target", ""))
         for f in facts["files"]
@@ -84,12 +87,14 @@ def show(artifact: str, as_json: bool) -> None:
 @group.command()
 @click.argument("artifact")
 @click.argument("tree")
-def extract(artifact: str, tree: str) -> None:
+@click.option("--part", help="One of its parts only, such as hello-doc.")
+def extract(artifact: str, tree: str, part: str | None) -> None:
     """Stage ARTIFACT into the virtfs tree TREE.
 
     \b
-    Example:
+    Examples:
       guestctl artifact extract hello tree
+      guestctl artifact extract zlib tree --part zlib-dev
     """
     from guestctl import stage
     from guestctl.errors import BuildError
@@ -98,7 +103,7 @@ def extract(artifact: str, tree: str) -> None:
     found = store.get(store.find(artifact).key)
     if found is None:
         raise BuildError(f"{artifact}: the artifact was damaged, and is removed")
-    report = stage(found.tar, tree)
+    report = stage(found.part(part) if part else found.tar, tree)
     for line in report.warnings:
         click.echo(f"warning: {line}", err=True)
     click.echo(f"{found.name}: {report.entries} entries")

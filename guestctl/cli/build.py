@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from guestctl.cli.building import Screen
 from guestctl.cli.output import json_option, print_json
+from guestctl.cli.packages import debian_schemes
+from guestctl.cli.settings import setting, table_of_texts, whole_number
 
 if TYPE_CHECKING:
+    from guestctl.builder.events import Event, Outcome
     from guestctl.builder.plan import Planner
     from guestctl.builder.report import Recorder
-    from guestctl.builder.run import Builder, Event, Outcome
+    from guestctl.builder.run import Builder
     from guestctl.builder.store import Artifact
     from guestctl.pool import Pool
 
-__all__ = ["build", "built"]
+__all__ = ["build", "built", "make_builder"]
 
 
 @click.command()
@@ -71,10 +72,11 @@ def build(
     """
     from guestctl.builder.report import Recorder
 
-    with _Screen() as screen:
+    with Screen() as screen:
         recorder = Recorder(screen)
-        builder = _builder(definitions, arch, offline, max_local, recorder)
+        builder = make_builder(definitions, arch, offline, max_local, recorder)
         planner = builder.planner
+        screen.calls = builder.calls
         if explain:
             _explain(planner, component, as_json)
             return
@@ -86,6 +88,10 @@ def build(
         )
     if page is not None:
         _write_page(page, component, outcome, planner, recorder)
+    bound = setting("artifact-bytes", whole_number)
+    if bound is not None:
+        keep = frozenset(each.key for each in outcome.artifacts.values())
+        builder.store.collect_garbage(bound, keep)
     _report(outcome, planner, component, as_json)
     outcome.check()
 
@@ -97,7 +103,7 @@ def built(definitions: Path, name: str, arch: str) -> list[Artifact]:
     """
     from guestctl.errors import BuildError
 
-    builder = _builder(definitions, arch, True, None, lambda _event: None)
+    builder = make_builder(definitions, arch, offline=True)
     found = []
     for member in builder.planner.project.members(name):
         artifact = builder.store.get(builder.planner.key(member))
@@ -109,13 +115,14 @@ def built(definitions: Path, name: str, arch: str) -> list[Artifact]:
     return found
 
 
-def _builder(
+def make_builder(
     definitions: Path,
     arch: str,
-    offline: bool,
-    max_local: float | None,
-    listener: Callable[[Event], None],
+    offline: bool = False,
+    max_local: float | None = None,
+    listener: Callable[[Event], None] = lambda _event: None,
 ) -> Builder:
+    """A builder of a folder of definitions in the user's own places."""
     from guestctl import image
     from guestctl.builder.components import load_project
     from guestctl.builder.plan import Planner, Platform
@@ -130,25 +137,11 @@ def _builder(
     facts = {"image": made.id, "toolchain": _toolchain(arch, places.cache)}
     platform = Platform(arch, image.recipe(arch).triplet, facts)
     store = Store(places.data)
-    sources = Sources(places.cache / "sources", {}, _debian(arch, places.cache), offline)
+    aliases = setting("aliases", table_of_texts)
+    schemes = debian_schemes(arch, places.cache)
+    sources = Sources(places.cache / "sources", aliases, schemes, offline, definitions)
     planner = Planner(project, platform, store, sources)
     return Builder(planner, store, sources, places.data, listener=listener, max_local=max_local)
-
-
-def _debian(arch: str, cache: Path) -> dict[str, Callable[[str], Path]]:
-    """Addresses of what the Debian archive has: upstream tarballs, and packages of `arch`."""
-    from guestctl import image
-
-    archive = image.archive(arch, cache_dir=cache)
-
-    def upstream(address: str) -> Path:
-        return archive.orig_tarball(address.partition(":")[2])[1]
-
-    def package(address: str) -> Path:
-        (entry,) = archive.pick([address.partition(":")[2]], image.recipe(arch).debian)
-        return archive.fetch([entry])[entry]
-
-    return {"debian": upstream, "deb": package}
 
 
 def _toolchain(arch: str, cache: Path) -> str:
@@ -230,60 +223,3 @@ def _write_page(
         "seconds of this run": f"{recorder.seconds:.0f}",
     }
     page.write_text(report(f"{component}: a build", facts, components, recorder.spans))
-
-
-class _Screen:
-    """What is built where: a live table on a terminal, plain lines elsewhere."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: dict[str, tuple[str, str, float]] = {}
-        self._live: Any = None
-        self._rest = 0.0
-
-    def __enter__(self) -> _Screen:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(
-                console=Console(stderr=True), get_renderable=self._table, refresh_per_second=2
-            )
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def __call__(self, event: Event) -> None:
-        with self._lock:
-            self._rest = event.rest
-            if event.kind in ("start", "step"):
-                guest, _, begin = self._running.get(event.name, (event.guest, "", time.monotonic()))
-                self._running[event.name] = (guest, event.text, begin)
-            elif event.kind != "waits":
-                self._running.pop(event.name, None)
-            if event.kind != "step" or not self._live:
-                self._line(event)
-
-    def _line(self, event: Event) -> None:
-        words = [event.kind, event.text, f"in {event.guest}" if event.guest else ""]
-        if event.kind in ("done", "failed", "lost"):
-            words.append(f"after {event.seconds:.1f} s")
-        text = f"{event.name}: " + " ".join(word for word in words if word)
-        if self._live:
-            self._live.console.print(text, markup=False, highlight=False)
-        else:
-            click.echo(text, err=True)
-
-    def _table(self) -> Any:
-        from rich.table import Table
-
-        table = Table("component", "guest", "step", "elapsed", box=None)
-        now = time.monotonic()
-        for name, (guest, step, begin) in sorted(self._running.items()):
-            table.add_row(name, guest, step, f"{now - begin:.0f} s")
-        if self._running:
-            table.caption = f"at least {self._rest:.0f} s to go"
-        return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from guestctl.imaging.workshop import Progress
 
-__all__ = ["archive_mirrors", "cache_folder", "mirror_option", "shown"]
+__all__ = ["archive_mirrors", "cache_folder", "debian_schemes", "mirror_option", "shown"]
 
 mirror_option = click.option(
     "--mirror", multiple=True, metavar="URL", help="Debian archive in place of the host's own."
@@ -29,21 +30,25 @@ def cache_folder() -> Path:
 
 def archive_mirrors(given: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the command line, or else of `mirror:` in the user's config: a text or a list."""
-    import platformdirs
-    import yaml
+    from guestctl.cli.settings import setting, texts
 
-    path = Path(platformdirs.user_config_dir("guestctl")) / "config.yaml"
-    if given or not path.exists():
-        return given
-    try:
-        facts = yaml.safe_load(path.read_text()) or {}
-        found = facts.get("mirror") or ()
-        found = (found,) if isinstance(found, str) else tuple(found)
-        if not all(isinstance(word, str) for word in found):
-            raise TypeError("mirror: must be a text or a list of texts")
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
-        raise click.ClickException(f"{path}: {str(error).splitlines()[0]}") from None
-    return found
+    return given or setting("mirror", texts)
+
+
+def debian_schemes(arch: str, cache: Path) -> dict[str, Callable[[str], Path]]:
+    """Addresses of what the Debian archive has: upstream tarballs, and packages of `arch`."""
+    from guestctl import image
+
+    archive = image.archive(arch, cache_dir=cache)
+
+    def upstream(address: str) -> Path:
+        return archive.orig_tarball(address.partition(":")[2])[1]
+
+    def package(address: str) -> Path:
+        (entry,) = archive.pick([address.partition(":")[2]], image.recipe(arch).debian)
+        return archive.fetch([entry])[entry]
+
+    return {"debian": upstream, "deb": package}
 
 
 class shown:

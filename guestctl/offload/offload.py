@@ -84,6 +84,10 @@ class Offload:
         """Whether a call is under way, or not in the ledger yet."""
         return self._service.busy
 
+    def renew(self) -> None:
+        """To be called when trees that do not change were changed after all, between mounts."""
+        self._tools.renew()
+
     def path(self, path: bytes | str) -> str:
         """A command's PATH with the stubs in front."""
         return f"{os.fsdecode(STUBS)}:{os.fsdecode(path)}"

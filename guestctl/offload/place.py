@@ -17,13 +17,23 @@ from guestctl.wire import Tag
 
 __all__ = ["Place", "Unseen", "locate", "within"]
 
-# Trees of the host by what the guest has mounted: (type, source). An overlay is the image's root.
-_TREES = {(b"9p", b"work"): "work", (b"9p", b"base"): "base", (b"overlay", b"overlay"): "root"}
+# Trees of the host by what the guest has mounted: (type, source). Overlays are the agent's: their
+# lower layer is a tree, and of the upper one the agent says what is in it.
+_TREES = {
+    (b"9p", b"work"): "work",
+    (b"9p", b"base"): "base",
+    (b"overlay", b"image"): "root",
+    (b"overlay", b"sysroot"): "base",
+}
 # Below these the guest's tools read what nobody names to them.
 _READ_UNASKED = frozenset(
     (b"usr", b"lib", b"lib32", b"lib64", b"libexec", b"bin", b"sbin", b"opt", b"tools")
 )
 _READ_IN_ETC = (b"etc/ld.so.",)
+# But for these: what interpreters keep, what only programs by name read, what a sysroot is lent.
+_NEVER_READ = re.compile(
+    rb"(?:.*/)?__pycache__/.*|usr/share/.+|(?:usr/)?bin/(?:sh|pwd|env)", re.DOTALL
+)
 # Mount points in every guest: nothing there is ever read by name, but /dev/null.
 _SYSTEM = (b"/dev", b"/proc", b"/sys")
 
@@ -63,11 +73,13 @@ def locate(caller: Mapping[int, bytes]) -> Place | Unseen:
     needed = (Tag.CALLER_ROOT, Tag.ROOT_DEVICE, Tag.MOUNTS, Tag.CHANGED)
     if any(tag not in caller for tag in needed):
         return Unseen("the agent cannot describe the mounts")
-    return _locate(*(caller[tag] for tag in needed))
+    return _locate(*(caller[tag] for tag in needed), caller.get(Tag.LAYER))
 
 
 @lru_cache(maxsize=256)
-def _locate(root: bytes, device: bytes, table: bytes, changed: bytes) -> Place | Unseen:
+def _locate(
+    root: bytes, device: bytes, table: bytes, changed: bytes, layer: bytes | None
+) -> Place | Unseen:
     try:
         mounts = _visible([_parse(line) for line in table.splitlines()])
     except (ValueError, IndexError):
@@ -81,26 +93,41 @@ def _locate(root: bytes, device: bytes, table: bytes, changed: bytes) -> Place |
     )
     if home is None or home.device != b"%d:%d" % struct.unpack("<II", device):
         return Unseen("a root folder out of sight")
-    shown = [_show(home, _join(home.root, _below(root, home.at)), b"/")]
+    shown = [(home, _show(home, _join(home.root, _below(root, home.at)), b"/"))]
     shown += [
-        _show(mount, mount.root, b"/" + _below(mount.at, root))
+        (mount, _show(mount, mount.root, b"/" + _below(mount.at, root)))
         for mount in mounts
         if mount is not home and within(mount.at, root) and mount.at != root
     ]
-    if shown[0].tree is None:
+    places = [place for _, place in shown]
+    if places[0].tree is None:
         return Unseen(f"a root folder on {home.kind.decode(errors='replace')}")
-    names = [name for name in changed.split(b"\0") if name]
-    hidden = [mount.at for mount in shown if mount.tree is None]
-    for mount in shown:
-        if mount.tree == "root":
-            altered = _altered(mount, names)
-            if isinstance(altered, Unseen):
-                return altered
-            hidden += altered
+    hidden = _hidden(shown, changed, layer)
+    if isinstance(hidden, Unseen):
+        return hidden
     # What the system holds is the same everywhere, and the view has its own /dev/null.
-    kept = [mount for mount in shown if not any(within(mount.at, at) for at in _SYSTEM)]
-    kept.sort(key=lambda mount: len(mount.at))
+    kept = [place for place in places if not any(within(place.at, at) for at in _SYSTEM)]
+    kept.sort(key=lambda place: len(place.at))
     return Place(tuple(kept), _outermost([*hidden, *_SYSTEM]))
+
+
+def _hidden(
+    shown: list[tuple[_Mounted, Mount]], changed: bytes, layer: bytes | None
+) -> list[bytes] | Unseen:
+    """Where the guest has files that no tree holds."""
+    hidden = [place.at for _, place in shown if place.tree is None]
+    for mount, place in shown:
+        if mount.kind != b"overlay" or place.tree is None:
+            continue
+        names = changed if place.tree == "root" else layer
+        if names is None:
+            return Unseen("the agent cannot say what a layer holds")
+        covered = [o.at for _, o in shown if o.at != place.at and within(o.at, place.at)]
+        altered = _altered(place, names, covered)
+        if isinstance(altered, Unseen):
+            return altered
+        hidden += altered
+    return hidden
 
 
 def _outermost(paths: list[bytes]) -> tuple[bytes, ...]:
@@ -112,19 +139,23 @@ def _outermost(paths: list[bytes]) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def _altered(mount: Mount, names: list[bytes]) -> list[bytes] | Unseen:
-    """Where the guest's changes of the image appear under a mount of it."""
+def _altered(mount: Mount, names: bytes, covered: list[bytes]) -> list[bytes] | Unseen:
+    """Where what the guest has changed below a mount appears; `covered` by others it does not."""
     found = []
-    for name in names:
-        path = b"/" + name
+    for name in names.split(b"\0"):
+        path = b"/" + name.rstrip(b"/")
         inner = b"/" + mount.subpath
-        if not (within(path, inner) or within(inner, path)):
+        if not name or not (within(path, inner) or within(inner, path)):
             continue
-        if name.split(b"/")[0] in _READ_UNASKED or name.startswith(_READ_IN_ETC):
-            text = path.decode(errors="backslashreplace")
-            return Unseen(f"the guest has changed its image: {text}")
+        at = _join(mount.at, _below(path, inner))
+        if any(within(at, other) for other in covered):
+            continue
+        read = name.split(b"/")[0] in _READ_UNASKED or name.startswith(_READ_IN_ETC)
+        if read and not _NEVER_READ.fullmatch(name):
+            what = "its image" if mount.tree == "root" else "its sysroot"
+            return Unseen(f"the guest has changed {what}: {path.decode(errors='backslashreplace')}")
         if name not in (b"etc", b"proc", b"dev", b"sys"):
-            found.append(_join(mount.at, _below(path, inner)))
+            found.append(at)
     return found
 
 

@@ -79,6 +79,7 @@ class Tools:
         self._slots = slots
         self._cache_dir = cache_dir
         self.distcc_only = distcc_only
+        self._toolchains = toolchains
         self._compilers = Compilers(trees, toolchains)
         self._views: dict[str, View] = {}
         self._lock = threading.Lock()
@@ -89,6 +90,11 @@ class Tools:
             for view in self._views.values():
                 view.close()
             self._views.clear()
+
+    def renew(self) -> None:
+        """Forgets what was seen of trees that do not change. No call may be under way."""
+        self.close()
+        self._compilers = Compilers(self._trees, self._toolchains)
 
     def plan(
         self, request: Request, caller: Mapping[int, bytes], *, remote: bool = False

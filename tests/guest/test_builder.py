@@ -14,16 +14,19 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from guestctl import BuildError, Pool
 from guestctl.builder.components import load_project
+from guestctl.builder.events import Event, Outcome
 from guestctl.builder.plan import Planner, Platform
-from guestctl.builder.run import Builder, Event, Outcome
+from guestctl.builder.run import Builder
 from guestctl.builder.sources import Sources
-from guestctl.builder.store import Store
+from guestctl.builder.store import LOG, TAR, Store
+from guestctl.cli.build import make_builder
 from guestctl.image import Image
 from guestctl.places import Places
 
@@ -75,6 +78,7 @@ chunks:
   build-system: autotools
   tarball: {say}
   sha256: {say_digest}
+  products: [{{artifact: -dev, include: [usr/include/.*]}}]
 - name: hello
   tarball: {hello}
   sha256: {hello_digest}
@@ -235,12 +239,16 @@ name: slow
 kind: stratum
 chunks:
 - name: one
-  build-commands: [sleep 2]
+  build-commands: [sleep 1]
   install-commands: [mkdir $DESTDIR/usr, echo one > $DESTDIR/usr/one]
 - name: two
   build-depends: [one]
-  build-commands: [sleep 2]
+  build-commands: [sleep 1]
   install-commands: [mkdir $DESTDIR/usr, cat /usr/one > $DESTDIR/usr/two]
+- name: three
+  build-depends: [two]
+  build-commands: [sleep 1]
+  install-commands: [mkdir $DESTDIR/usr, cat /usr/two > $DESTDIR/usr/three]
 """
 
 
@@ -254,8 +262,22 @@ def slow(data: Path, image: Image, listener: Callable[[Event], None]) -> Builder
     return Builder(planner, store, sources, data, listener=listener)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, armv5l_image: Image, places: Places
+) -> dict[str, bytes]:
+    """The slow artifacts as they are when nothing happens."""
+    builder = slow(tmp_path_factory.mktemp("quiet"), armv5l_image, lambda _event: None)
+    outcome = builder.build(["slow"], lambda _work: Pool("armv5l", 1, places=places)).check()
+    return contents(outcome)
+
+
+def contents(outcome: Outcome) -> dict[str, bytes]:
+    return {name: artifact.tar.read_bytes() for name, artifact in outcome.artifacts.items()}
+
+
 def test_a_guest_killed_in_the_middle_of_each_build_changes_nothing(
-    tmp_path: Path, armv5l_image: Image, places: Places
+    tmp_path: Path, armv5l_image: Image, places: Places, undisturbed: dict[str, bytes]
 ) -> None:
     killed: list[str] = []
     with Pool("armv5l", 1, places=places) as pool:
@@ -268,16 +290,13 @@ def test_a_guest_killed_in_the_middle_of_each_build_changes_nothing(
 
         struck = slow(tmp_path / "struck", armv5l_image, strike)
         outcome = struck.build(["slow"], lambda _work: contextlib.nullcontext(pool)).check()
-        quiet = slow(tmp_path / "quiet", armv5l_image, lambda _event: None)
-        expected = quiet.build(["slow"], lambda _work: contextlib.nullcontext(pool)).check()
-    assert killed == ["one", "two"]
-    assert outcome.built == ["one", "two"]
-    for name in killed:
-        assert outcome.artifacts[name].tar.read_bytes() == expected.artifacts[name].tar.read_bytes()
+    assert killed == ["one", "two", "three"]
+    assert outcome.built == ["one", "two", "three"]
+    assert contents(outcome) == undisturbed
 
 
 def test_a_builder_that_is_killed_goes_on_where_it_was(
-    tmp_path: Path, armv5l_image: Image, places: Places
+    tmp_path: Path, armv5l_image: Image, places: Places, undisturbed: dict[str, bytes]
 ) -> None:
     code = f"""
 import os, signal, sys
@@ -295,9 +314,10 @@ slow(Path({str(tmp_path)!r}), made, strike).build(["slow"], lambda _work: Pool("
         done = subprocess.run([sys.executable, "-c", code, victim], check=False, timeout=120)
         assert done.returncode == -signal.SIGKILL
     builder = slow(tmp_path, armv5l_image, lambda _event: None)
-    assert builder.planner.missing(["slow"]) == ["two"]
+    assert builder.planner.missing(["slow"]) == ["two", "three"]
     outcome = builder.build(["slow"], lambda _work: Pool("armv5l", 1, places=places)).check()
-    assert (outcome.cached, outcome.built) == (["one"], ["two"])
+    assert (outcome.cached, outcome.built) == (["one"], ["two", "three"])
+    assert contents(outcome) == undisturbed
     assert not [path for path in (tmp_path / "artifacts").iterdir() if path.name.startswith(".")]
 
 
@@ -315,8 +335,55 @@ def test_an_interrupted_build_ends_cleanly_and_a_second_run_continues(
             builder.build(["slow"], lambda _work: contextlib.nullcontext(pool))
         assert pool.status()[0]["state"] == "ready"
     assert time.monotonic() - begin < 60
-    assert builder.planner.missing(["slow"]) == ["two"]
+    assert builder.planner.missing(["slow"]) == ["two", "three"]
     assert not list(builder.scratch.iterdir())
+
+
+def test_two_builders_on_one_cache_build_nothing_twice(
+    tmp_path: Path, armv5l_image: Image, places: Places
+) -> None:
+    events: list[Event] = []
+    builders = [slow(tmp_path, armv5l_image, events.append) for _ in range(2)]
+    with Pool("armv5l", 2, places=places) as pool, ThreadPoolExecutor(2) as threads:
+
+        def build(builder: Builder) -> Outcome:
+            return builder.build(["slow"], lambda _work: contextlib.nullcontext(pool)).check()
+
+        outcomes = list(threads.map(build, builders))
+    started = [event.name for event in events if event.kind == "start"]
+    assert sorted(started) == ["one", "three", "two"]
+    for outcome in outcomes:
+        assert set(outcome.artifacts) == {"one", "two", "three"}
+
+
+def test_nothing_to_do_for_a_hundred_components_takes_less_than_two_seconds(
+    tmp_path: Path, armv5l_image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the processor's time, which does not depend on what else this machine has to do."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    needs = ["", *(f"n{number // 2}" for number in range(1, 100))]
+    rows = [f"- {{name: n{n}, build-depends: [{need}]}}\n" for n, need in enumerate(needs)]
+    (tmp_path / "all.morph").write_text("name: all\nkind: stratum\nchunks:\n" + "".join(rows))
+    builder = make_builder(tmp_path, "armv5l")
+    for name in builder.planner.order:
+        for file in (TAR, LOG):
+            (tmp_path / file).write_bytes(os.urandom(1_000_000))
+        entry = {"type": "file", "mode": "0644", "uid": 0, "gid": 0, "size": 7, "sha256": "0" * 64}
+        files = [{"path": f"usr/share/{name}/{number}", **entry} for number in range(300)]
+        facts = {"name": name, "arch": "armv5l", "seconds": {"build": 1.0}, "files": files}
+        put = {file: tmp_path / file for file in (TAR, LOG)}
+        builder.store.put(builder.planner.key(name), put, facts)
+    words = ["build", str(tmp_path), "all", "--arch", "armv5l", "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "guestctl", *words], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        answer = json.loads(process.stdout.read())
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+    assert status == 0
+    assert (len(answer["cached"]), answer["built"]) == (100, [])
+    assert usage.ru_utime + usage.ru_stime < 2
 
 
 def test_the_example_builder_builds(folder: Path, make: Make, armv5l_image: Image) -> None:
@@ -378,8 +445,14 @@ def test_the_command_line_builds_and_explains(
     assert json.loads(again.stdout)["cached"] == ["say"]
     assert "say: build" in page.read_text()
     assert "./configure --build" in guestctl(*build, "--log").stdout
-    assert "libsay.a" in guestctl("artifact", "show", "say").stdout
-    assert guestctl("artifact", "extract", "say", str(folder / "line" / "tree")).returncode == 0
+    shown = guestctl("artifact", "show", "say").stdout
+    assert "libsay.a" in shown
+    assert "parts: say-dev, say\n" in shown
+    for part, tree, entries in ((), "tree", 6), (("--part", "say-dev"), "dev", 4):
+        taken = guestctl("artifact", "extract", "say", str(folder / "line" / tree), *part)
+        assert taken.stdout == f"say: {entries} entries\n", taken.stderr
+    refused = guestctl("artifact", "extract", "say", str(folder / "line" / "no"), "--part", "doc")
+    assert "hint: its parts are say-dev, say" in refused.stderr
     assert guestctl("artifact", "remove", "say").returncode == 0
     missing = guestctl("artifact", "show", "say")
     assert missing.returncode == 1
