@@ -39,6 +39,7 @@ struct agent {
 	bool frames_wait;		/* for room in `out`, in `in` */
 	struct out out;
 	bool away;			/* no host on the other side */
+	int64_t left;			/* since when */
 	int away_fd;			/* epoll: readable once that may have changed */
 	bool closed;			/* a socket whose other side is gone for good */
 

@@ -98,7 +98,7 @@ void jobs_orphan(struct agent *a)
 			job->state = JOB_DRAINING;
 		if (job->attached) {
 			job->attached = false;
-			job->deadline = now_ms() + a->orphan_ms;
+			job->deadline = (a->away ? a->left : now_ms()) + a->orphan_ms;
 		}
 	}
 }

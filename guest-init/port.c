@@ -13,6 +13,13 @@
 #include "agent.h"
 #include "job.h"
 
+/*
+ * A virtio port tells of coming and going by another queue than the one that carries the data,
+ * and a busy guest may see a host's HELLO before the end of the host before it. So the end of a
+ * session is believed once it has lasted for this long; a HELLO ends it at once.
+ */
+enum { LINGER_MS = 2000 };
+
 static int port_slot, away_slot;
 
 /* The host is gone; a socket's never comes back. */
@@ -20,11 +27,13 @@ static void go_away(struct agent *a)
 {
 	struct epoll_event event = { .events = EPOLLIN | EPOLLET };
 
-	session_end(a);
 	if (a->away_fd < 0) {
+		session_end(a);
 		a->closed = true;
 		return;
 	}
+	if (!a->away)
+		a->left = now_ms();
 	a->away = true;
 	/* It may be there already: then it has been added before and stays armed. */
 	if (epoll_ctl(a->away_fd, EPOLL_CTL_ADD, a->port, &event) < 0 && errno != EEXIST)
@@ -52,6 +61,8 @@ void port_watch(struct agent *a, int64_t *deadline)
 
 	if (a->live && a->silence_ms)
 		sooner(deadline, a->heard + a->silence_ms);
+	if (a->live && a->away)
+		sooner(deadline, a->left + LINGER_MS);
 	if (!a->closed && a->in_end - a->in_begin < IN_SIZE && out_pending(&a->out) < OUT_FULL)
 		events |= POLLIN;
 	if (out_pending(&a->out) > 0)
@@ -90,6 +101,11 @@ static void take_frames(struct agent *a)
 	}
 }
 
+static bool gone_for_good(const struct agent *a)
+{
+	return a->live && a->away && now_ms() - a->left >= LINGER_MS;
+}
+
 /* A virtio port gives 4 KiB at a time, so read on until there is no more or no room. */
 static void read_all(struct agent *a)
 {
@@ -117,15 +133,19 @@ static void read_all(struct agent *a)
 void port_input(struct agent *a)
 {
 	short ready = agent_ready(a, port_slot);
+	bool over;
 
-	if (agent_ready(a, away_slot))
+	if (agent_ready(a, away_slot) || gone_for_good(a))
 		look_again(a);
-	/* Nobody will read what waits; what the host has sent before it left still counts. */
-	if (ready & (POLLHUP | POLLERR))
-		out_truncate(&a->out);
 	if (ready & (POLLIN | POLLHUP | POLLERR))
 		read_all(a);
+	over = gone_for_good(a);
+	/* Nobody will read what waits; what the host has sent before it left still counts. */
+	if (over)
+		out_truncate(&a->out);
 	take_frames(a);
+	if (over && gone_for_good(a))
+		session_end(a);
 	if (a->live && a->silence_ms && now_ms() - a->heard >= a->silence_ms)
 		session_end(a);
 }

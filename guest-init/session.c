@@ -164,6 +164,7 @@ static void hello(struct agent *a, const struct frame *f)
 {
 	session_end(a);
 	a->live = true;
+	a->left = now_ms();
 	a->silence_ms = get16(f->payload + 2) * 1000U;
 	a->orphan_ms = get32(f->payload + 4);
 	welcome(a, f->payload + 8);

@@ -67,6 +67,7 @@ class Agent:
         self._pongs: dict[int, bool] = {}
         self._services: dict[bytes, Callable[[Job], None]] = {}
         self._lost: GuestLost | None = None
+        self._unsettled = False
         self._starved = starved
         self.welcome: events.Welcomed | None = None
         self.log: deque[str] = deque(maxlen=_LOG_LINES)
@@ -192,7 +193,17 @@ class Agent:
         """Has the agent kill and forget what is left of this session's jobs."""
         with self._lock:
             for id_ in [id_ for id_ in self._jobs if id_ < SERVICE_BIT]:
-                self._tell(lambda id_=id_: self._session.forget(id_))  # type: ignore[misc]
+                self._let_go(id_)
+
+    def settle(self, timeout: float) -> None:
+        """Waits until the agent knows that all ends were taken; raises GuestLost.
+
+        A connection that is closed may take with it what it was given last, and what the agent was
+        not told of it keeps for whoever might attach.
+        """
+        if self._unsettled:
+            self.ping(timeout)
+            self._unsettled = False
 
     def take(self, job: Job, timeout: float | None) -> events.Event | None:
         """The next event of `job`, or None after `timeout` seconds; raises GuestLost.
@@ -210,7 +221,7 @@ class Agent:
                 job.changed.wait(left)
             event = job.queue.popleft()
             if isinstance(event, (events.Exited, events.NotStarted)):
-                self._tell(lambda: self._session.forget(job.id))
+                self._let_go(job.id)
             return event
 
     def write(self, job: Job, data: bytes, *, timeout: float | None = None) -> bool:
@@ -266,6 +277,10 @@ class Agent:
     def kill(self, job: Job) -> None:
         """Kills all that the command has started."""
         self._tell(lambda: self._session.kill(job.id))
+
+    def _let_go(self, id_: int) -> None:
+        self._unsettled = True
+        self._tell(lambda: self._session.forget(id_))
 
     def _tell(self, make: Callable[[], bytes]) -> None:
         with self._lock:

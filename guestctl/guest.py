@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Guest"]
 
 _MEMORY_PER_JOB = 80
+_SETTLE_TIMEOUT = 10.0
 
 
 class Guest:
@@ -132,6 +133,8 @@ class Guest:
                     with suppress(ShareError):
                         self._mounting.undo_leftovers()
                 self._book.clear()
+                with suppress(GuestLost):
+                    self._agent.settle(_SETTLE_TIMEOUT)
         finally:
             if self._agent.hostile:
                 self._folder.condemn(self._agent.lost)

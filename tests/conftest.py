@@ -1,58 +1,140 @@
-"""What all tests share: nobody runs them as root, and images are built once for the session."""
+"""What all tests share: nobody runs them as root, and what is slow to make is made once.
+
+`make test` has several processes run them (pytest-xdist), a file each at a time: see _shared_out.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from guestctl.places import Places
 
-FUZZ = pytest.StashKey["subprocess.Popen[str]"]()
+ROOT = Path(__file__).parent.parent
+FUZZ = pytest.StashKey[Path]()
+_RUNTIME = pytest.StashKey[Path]()
+_FUZZING = pytest.StashKey["subprocess.Popen[bytes]"]()
 _FUZZ_TESTS = "test_fuzz_translate.py"
+# What takes longest goes first, so that it is not what everybody waits for at the end.
+_LONGEST = (
+    "test_offload.py",
+    "test_builder.py",
+    "test_oracle.py",
+    "test_faults.py",
+    "test_jobs.py",
+)
 
 
-def pytest_sessionstart() -> None:
+def _shared_out(nodeid: str) -> str:
+    """What of the tests goes to one process: a file, since its tests share what they have made.
+
+    The two security models have guests of their own, so that such a file is two.
+    """
+    file, _, test = nodeid.partition("::")
+    models = [model for model in ("mapped-file", "mapped-xattr") if model in test]
+    return f"{file} {models[0]}" if "/guest/" in file and models else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _shared_out(nodeid)
+
+    config.option.loadscopereorder = False
+    return Scheduler(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes that share the tests have pools, locks and slots of their own."""
+    given = getattr(config, "workerinput", None)
+    if given is None:
+        return
+    made = Path(tempfile.mkdtemp(prefix="guestctl-run-"))
+    os.environ["XDG_RUNTIME_DIR"] = str(made)
+    config.stash[_RUNTIME] = made
+    if "fuzz" in given:
+        config.stash[FUZZ] = Path(given["fuzz"])
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
     """What claims to work for an ordinary user must be tested as one."""
     if os.getuid() == 0:
         pytest.exit("run the tests as a user that is not root: make test", returncode=2)
+    config = session.config
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if config.getoption("numprocesses", None) and whole and not config.option.collectonly:
+        _fuzz(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    if FUZZ in node.config.stash:
+        node.workerinput["fuzz"] = str(node.config.stash[FUZZ])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs beside the others is judged at the end."""
-    items.sort(key=lambda item: item.path.name == _FUZZ_TESTS)
+    """Long ones first; what runs beside the others is judged at the end."""
+
+    def rank(item: pytest.Item) -> tuple[bool, int, str]:
+        name = item.path.name
+        long = name in _LONGEST and item.path.parent.name == "guest"
+        order = _LONGEST.index(name) if long else len(_LONGEST)
+        return name == _FUZZ_TESTS, order, _shared_out(item.nodeid) if long else ""
+
+    items.sort(key=rank)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Starts the fuzz targets, one after the other, when their tests are among those to run."""
-    if session.config.option.collectonly or not any(
-        item.path.name == _FUZZ_TESTS for item in session.items
-    ):
+    """Starts the fuzz targets when their tests are among those to run, and nobody else has."""
+    config = session.config
+    if config.option.collectonly or FUZZ in config.stash:
         return
+    if any(item.path.name == _FUZZ_TESTS for item in session.items):
+        _fuzz(config)
+
+
+def _fuzz(config: pytest.Config) -> None:
+    """Starts the fuzz targets, one after the other; what they say, and at last their status, goes
+    to a file."""
     seconds = int(os.environ.get("GUESTCTL_FUZZ_SECONDS", "60")) // 3
     one = f"{sys.executable} -m tests.fuzz.fuzz_translate --seconds {seconds}"
-    session.config.stash[FUZZ] = subprocess.Popen(
-        ["nice", "-n", "19", "sh", "-ec", f"for t in archive tree vmeta; do {one} $t; done"],
-        stdout=subprocess.PIPE,
+    handle, name = tempfile.mkstemp(prefix="guestctl-fuzz-")
+    script = f'{one} archive && {one} tree && {one} vmeta; echo "status $?"'
+    config.stash[FUZZ] = Path(name)
+    config.stash[_FUZZING] = subprocess.Popen(
+        ["nice", "-n", "19", "sh", "-c", script],
+        stdin=subprocess.DEVNULL,
+        stdout=handle,
         stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         start_new_session=True,
     )
+    os.close(handle)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    process = config.stash.get(FUZZ, None)
+    process = config.stash.get(_FUZZING, None)
     if process is not None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=10)
+        config.stash[FUZZ].unlink(missing_ok=True)
+    runtime = config.stash.get(_RUNTIME, None)
+    if runtime is not None:
+        shutil.rmtree(runtime, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +150,14 @@ def own_places(tmp_path: Path, places: Places) -> Places:
         (tmp_path / name).mkdir(mode=0o700)
     (tmp_path / "cache" / "images").symlink_to(places.cache / "images")
     return Places(tmp_path / "cache", tmp_path / "run", tmp_path / "config", tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def program() -> Path:
+    """The agent for this machine, with sanitizers: what `make check` builds."""
+    out = ROOT / "guest-init" / "out"
+    out.mkdir(exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(["make", "-s", "-C", out.parent, "agent"], check=True, timeout=300)
+    return out / "agent"

@@ -27,14 +27,6 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("agent")
-    argv = ["make", "-s", "-C", ROOT / "guest-init", "agent", f"OUT={out}"]
-    subprocess.run(argv, check=True, timeout=300)
-    return out / "agent"
-
-
-@pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("key") / "board.key"
     make_key(path)

@@ -26,14 +26,6 @@ ROOT = Path(__file__).parent.parent
 Spoil = Callable[[bytes], bytes]
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("agent")
-    argv = ["make", "-s", "-C", ROOT / "guest-init", "agent", f"OUT={out}"]
-    subprocess.run(argv, check=True, timeout=300)
-    return out / "agent"
-
-
 class Noise:
     """Loses one byte in `rate`, changes one in `rate`, and repeats a piece now and then."""
 

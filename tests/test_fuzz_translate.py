@@ -6,6 +6,7 @@ conftest.py starts them with the session, at the lowest priority, and puts this 
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,15 @@ def test_what_was_found_before(tmp_path: Path, target: str) -> None:
 
 
 def test_a_minute_of_it(pytestconfig: pytest.Config) -> None:
-    process = pytestconfig.stash[FUZZ]
-    said, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, said[-6000:]
-    runs = [int(count) for count in re.findall(r"^Done (\d+) runs", said, re.MULTILINE)]
+    deadline = time.monotonic() + 280
+    while not (ended := re.search(r"^status (\d+)\n\Z", said(pytestconfig), re.MULTILINE)):
+        assert time.monotonic() < deadline, said(pytestconfig)[-6000:]
+        time.sleep(0.1)
+    text = said(pytestconfig)
+    assert ended[1] == "0", text[-6000:]
+    runs = [int(count) for count in re.findall(r"^Done (\d+) runs", text, re.MULTILINE)]
     assert len(runs) == len(TARGETS) and min(runs) > 100
+
+
+def said(config: pytest.Config) -> str:
+    return config.stash[FUZZ].read_text(errors="replace")

@@ -117,7 +117,7 @@ class Client:
         self.next_id += 1
         return self.next_id - 1
 
-    def request(self, op: int, *recs: tuple[int, bytes], timeout: float = 30.0) -> int:
+    def request(self, op: int, *recs: tuple[int, bytes], timeout: float = 60.0) -> int:
         ident = self.ids()
         body = b"".join(record(t, v) for t, v in recs)
         self.send(frame(REQUEST, ident, struct.pack("<HH", op, 0) + body))
@@ -141,7 +141,7 @@ class Client:
         self.step(0)
         return ident
 
-    def run(self, argv: Iterable[bytes], *recs: tuple[int, bytes], timeout: float = 30.0) -> Job:
+    def run(self, argv: Iterable[bytes], *recs: tuple[int, bytes], timeout: float = 60.0) -> Job:
         job = self.jobs[self.start(argv, *recs)]
         self.until(lambda: job.over, timeout)
         return job
@@ -161,7 +161,7 @@ class Client:
 
     # -- receiving
 
-    def until(self, done: Callable[[], bool], timeout: float = 30.0) -> None:
+    def until(self, done: Callable[[], bool], timeout: float = 60.0) -> None:
         end = time.monotonic() + timeout
         while not done():
             left = end - time.monotonic()

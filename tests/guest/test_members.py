@@ -11,14 +11,14 @@ from guestctl.board import make_key
 from guestctl.errors import UsageError
 from guestctl.image import Image
 from guestctl.places import Places
-from tests.test_board import Board, program  # noqa: F401
+from tests.test_board import Board
 
 
 def test_a_guest_and_a_board_take_commands_alike(
     armv5l_image: Image,
     places: Places,
     tmp_path: Path,
-    program: Path,  # noqa: F811
+    program: Path,
 ) -> None:
     key = tmp_path / "board.key"
     make_key(key)
