@@ -38,9 +38,13 @@ def describe(
     source: str,
     seconds: Mapping[str, float],
     guest: str,
-    ledger: Mapping[str, Any],
+    ledger: Mapping[str, int],
+    local: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The manifest. `seconds` are those of each step, `source` is the commit or the SHA-256."""
+    """The manifest. `seconds` are those of each step, `source` is the commit or the SHA-256.
+
+    `ledger` says how many calls of compilers ran where, `local` why so many in the guest.
+    """
     rules = Rules(component.name, component.chunk.products)
     return {
         "version": VERSION,
@@ -52,6 +56,7 @@ def describe(
         "seconds": dict(seconds),
         "inputs": asdict(inputs),
         "ledger": dict(ledger),
+        "local": dict(local),
         "spdx": _spdx(component, inputs, source),
         "parts": list(rules.parts),
         "files": list(files_of(tar, rules)),

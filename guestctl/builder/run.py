@@ -34,6 +34,7 @@ _LOSSES = 3  # so often may one component's guest die
 _GUESS = 60.0  # seconds, for what was never built
 _POLL = 0.5
 _PLAIN = "whole.tar"
+_REASONS = 20  # that a manifest names
 
 
 class Builder:
@@ -286,6 +287,7 @@ class _Run:
             seconds=sandbox.seconds,
             guest=guest.name,
             ledger=dict(sandbox.calls),
+            local=dict(sandbox.reasons.most_common(_REASONS)),
         )
         with open(log, "rb") as text, gzip.open(scratch / LOG, "wb") as packed:
             packed.writelines(text)

@@ -35,7 +35,8 @@ _SHELL = "/tools/bin/sh"
 _AR = b"!<arch>\n"
 _STEP_TIMEOUT = 6 * 3600.0
 _IDLE_TIMEOUT = 3600.0
-_PREPARE_TIMEOUT = 600.0
+_LEDGER_TIMEOUT = 10.0
+_PREPARE = "prepare"  # a step of ours, of which the log need not tell
 
 # What scripts call by its path, and /tools/bin's name of it.
 _LENT = {
@@ -82,7 +83,8 @@ class Job:
 @dataclass
 class Sandbox:
     """A leased guest while it builds one component. `seconds` are those of each step, `calls` say
-    how many calls of compilers and the like ran where (docs/offload.md).
+    how many calls of compilers and the like ran where (docs/offload.md), `reasons` why some ran in
+    the guest.
     """
 
     guest: Guest
@@ -91,6 +93,8 @@ class Sandbox:
     step: Callable[[str], None] = lambda _name: None
     seconds: dict[str, float] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    _jobs: list[int] = field(default_factory=list)
     _running: Process | None = None
     _stopped: bool = False
 
@@ -109,7 +113,7 @@ class Sandbox:
                 stage(self.job.source, self.guest.work, into="build/.source")
             self._stage_patches()
         with self.guest.mounted(sysroot=_SHARED):
-            with self._timed("prepare"):
+            with self._timed(_PREPARE):
                 self._prepare()
             for step, commands in self.job.component.steps:
                 with self._timed(step):
@@ -118,6 +122,7 @@ class Sandbox:
             with self._timed("devices"):
                 for device in self.job.component.chunk.devices:
                     self._shell(_node(device), "/", what="devices")
+        self._gather_reasons()
         with self._timed("collect"):
             for out in outs:
                 collect(self.guest.work, out, path=_DESTDIR.strip("/"), mtime=EPOCH)
@@ -148,8 +153,8 @@ class Sandbox:
         """The folders that a build expects, what the sysroot lacks, the source under its name."""
         name = shlex.quote(self.job.component.name)
         lent = "\n".join(f"lend {path} /tools/bin/{tool}" for path, tool in _LENT.items())
-        self._shell(_FURNISH.format(lent=lent), "/", what="prepare")
-        self._shell(_unpacking(self.job.source).format(name=name), "/", what="prepare")
+        self._shell(_FURNISH.format(lent=lent), "/", what=_PREPARE)
+        self._shell(_unpacking(self.job.source).format(name=name), "/", what=_PREPARE)
         for number, (_patch, strip) in enumerate(self.job.patches):
             command = f"patch -p{strip} -i ../.patches/{number:04d}.patch"
             self._shell(command, f"/build/{self.job.component.name}", what="patches")
@@ -158,7 +163,8 @@ class Sandbox:
         """One command in the sysroot; raises BuildError when it fails."""
         if self._stopped:
             raise BuildError(f"{self.job.component.name}: stopped")
-        self.log.write(b"$ " + command.strip().encode() + b"\n")
+        if what != _PREPARE:
+            self.log.write(b"$ " + command.strip().encode() + b"\n")
         self._running = self.guest.start(
             [_SHELL, "-ec", f"echo guestctl >/proc/sys/kernel/hostname; {command}"],
             root=_ROOT,
@@ -175,6 +181,7 @@ class Sandbox:
             result = process.wait()
         finally:
             self._running = None
+            self._jobs.append(process.id)
             if self.guest.offload:
                 self.calls += self.guest.offload.ledger.tally(process.id)
         if result.status:
@@ -182,6 +189,16 @@ class Sandbox:
             raise BuildError(
                 f"{self.job.component.name}: {what}: {line}: {result.describe()}",
             )
+
+    def _gather_reasons(self) -> None:
+        """What the ledger says of calls that ran in the guest; entries follow their calls soon."""
+        offload, deadline = self.guest.offload, time.monotonic() + _LEDGER_TIMEOUT
+        if offload is None:
+            return
+        while offload.busy and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for job in self._jobs:
+            self.reasons += offload.ledger.reasons(job)
 
     def _environment(self) -> Mapping[str, str]:
         chunk = self.job.component.chunk

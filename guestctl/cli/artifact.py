@@ -74,6 +74,11 @@ def show(artifact: str, as_json: bool) -> None:
     click.echo(f"{found.tar}")
     steps = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in facts["seconds"].items())
     click.echo(f"built in {facts['guest']}: {steps}")
+    calls, local = facts.get("ledger", {}), facts.get("local", {})
+    if calls:
+        click.echo("compiled: " + ", ".join(f"{where} {count}" for where, count in calls.items()))
+    for reason, count in local.items():
+        click.echo(f"in the guest: {count} × {reason}")
     if facts.get("parts"):
         click.echo(f"parts: {', '.join(facts['parts'])}")
     click.echo()

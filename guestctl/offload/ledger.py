@@ -54,6 +54,7 @@ class Ledger:
         self.path = path
         self._lock = threading.Lock()
         self._tallies: dict[int, Counter[str]] = {}
+        self._reasons: dict[int, Counter[str]] = {}
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
@@ -61,6 +62,8 @@ class Ledger:
         """Writes one entry: one line in one write, so that writers do not mix."""
         line = json.dumps(asdict(entry), ensure_ascii=True).encode() + b"\n"
         with self._lock:
+            if entry.where == "guest":
+                self._reasons.setdefault(entry.job, Counter())[entry.reason] += 1
             if self._handle >= 0 and os.fstat(self._handle).st_size < LEDGER_MAX:
                 os.write(self._handle, line)
 
@@ -73,6 +76,11 @@ class Ledger:
         """How many calls of a job ran where, as far as this process has served them."""
         with self._lock:
             return Counter(self._tallies.get(job, {}))
+
+    def reasons(self, job: int) -> Counter[str]:
+        """Why calls of a job ran in the guest. One that has just ended may not be there yet."""
+        with self._lock:
+            return Counter(self._reasons.get(job, {}))
 
     def close(self) -> None:
         with self._lock:

@@ -29,6 +29,7 @@ from guestctl.builder.store import LOG, TAR, Store
 from guestctl.cli.build import make_builder
 from guestctl.image import Image
 from guestctl.places import Places
+from guestctl.toolchain import install
 
 LIBRARY = {
     "say.h": "long say(const char *text, long size);\n",
@@ -234,6 +235,46 @@ def _again(
     return Builder(planner, builder.store, builder.sources, data, listener=events.append), events
 
 
+COMPILER = """\
+name: compiler
+kind: stratum
+chunks:
+- name: gcc
+  description: the same gcc, built anew as far as anybody can tell
+  install-commands:
+  - cd $DESTDIR; mkdir -p usr/bin usr/include usr/lib/gcc/arm-linux-gnueabi/12
+  - cp /tools/bin/gcc-12 $DESTDIR/usr/bin/gcc
+  - cp /tools/lib/gcc/arm-linux-gnueabi/12/cc1 $DESTDIR/usr/lib/gcc/arm-linux-gnueabi/12
+  - echo >>$DESTDIR/usr/lib/gcc/arm-linux-gnueabi/12/cc1
+- name: before
+  build-commands: ['echo "int x;" >x.c', gcc -c x.c]
+  install-commands: [mv x.o $DESTDIR]
+- name: after
+  build-depends: [gcc]
+  build-commands: ['echo "int x;" >x.c', gcc -c x.c]
+  install-commands: [mv x.o $DESTDIR]
+"""
+
+
+def test_a_compiler_that_was_just_built_is_the_guests_own_and_the_ledger_says_so(
+    tmp_path: Path, armv5l_image: Image, places: Places
+) -> None:
+    install("armv5l", cache_dir=places.cache)
+    builder = defined(tmp_path, armv5l_image, "compiler", COMPILER, lambda _event: None)
+    outcome = builder.build(["compiler"], lambda _work: Pool("armv5l", 1, places=places)).check()
+    before, after = (outcome.artifacts[name].manifest for name in ("before", "after"))
+    assert (before["ledger"], before["local"]) == ({"offload": 1}, {})
+    assert after["ledger"] == {"guest": 1}
+    ((reason, count),) = after["local"].items()
+    assert count == 1
+    assert reason.startswith("/usr/bin/gcc: the guest has gcc")
+    objects = [
+        {entry["path"]: entry.get("sha256") for entry in facts["files"]}
+        for facts in (before, after)
+    ]
+    assert objects[0] == objects[1]
+
+
 SLOW = """\
 name: slow
 kind: stratum
@@ -253,9 +294,15 @@ chunks:
 
 
 def slow(data: Path, image: Image, listener: Callable[[Event], None]) -> Builder:
+    return defined(data, image, "slow", SLOW, listener)
+
+
+def defined(
+    data: Path, image: Image, name: str, text: str, listener: Callable[[Event], None]
+) -> Builder:
     definitions = data / "definitions"
     definitions.mkdir(parents=True, exist_ok=True)
-    (definitions / "slow.morph").write_text(SLOW)
+    (definitions / f"{name}.morph").write_text(text)
     store, sources = Store(data), Sources(data / "sources", {}, {})
     platform = Platform("armv5l", "arm-linux-gnueabi", {"image": image.id})
     planner = Planner(load_project(definitions, "armv5l"), platform, store, sources)
@@ -303,6 +350,7 @@ import os, signal, sys
 from pathlib import Path
 from guestctl import Pool, image
 from guestctl.places import Places
+from guestctl.toolchain import install
 from tests.guest.test_builder import slow
 made = image.load("armv5l", cache_dir=Path({str(places.cache)!r}))
 def strike(event):
