@@ -119,8 +119,8 @@ class Sandbox:
                 with self._timed(step):
                     for command in commands:
                         self._shell(command, f"/build/{name}", what=f"{step}-commands")
-            with self._timed("devices"):
-                for device in self.job.component.chunk.devices:
+            for device in self.job.component.chunk.devices:
+                with self._timed("devices"):
                     self._shell(_node(device), "/", what="devices")
         self._gather_reasons()
         with self._timed("collect"):

@@ -172,14 +172,20 @@ def _explain(planner: Planner, component: str, as_json: bool) -> None:
 def _print_log(builder: Builder, component: str) -> None:
     import gzip
 
-    artifact = builder.store.peek(builder.planner.key(component))
-    path = builder.logs / f"{component}.log"
-    if artifact is not None:
-        click.echo(gzip.decompress(artifact.log.read_bytes()), nl=False)
-    elif path.exists():
-        click.echo(path.read_bytes(), nl=False)
-    else:
-        raise click.ClickException(f"{component} was never built")
+    goals = builder.planner.goals([component])
+    for name in builder.planner.order:
+        if name not in goals:
+            continue
+        artifact = builder.store.peek(builder.planner.key(name))
+        path = builder.logs / f"{name}.log"
+        if len(goals) > 1:
+            click.echo(f"== {name}")
+        if artifact is not None:
+            click.echo(gzip.decompress(artifact.log.read_bytes()), nl=False)
+        elif path.exists():
+            click.echo(path.read_bytes(), nl=False)
+        elif len(goals) == 1:
+            raise click.ClickException(f"{name} was never built")
 
 
 def _report(outcome: Outcome, planner: Planner, component: str, as_json: bool) -> None:
@@ -195,6 +201,14 @@ def _report(outcome: Outcome, planner: Planner, component: str, as_json: bool) -
             }
         )
         return
+    counts = {
+        "built": outcome.built,
+        "there already": outcome.cached,
+        "failed": outcome.failed,
+        "not built": outcome.stopped,
+    }
+    told = [f"{len(names)} {what}" for what, names in counts.items() if names]
+    click.echo(", ".join(told), err=True)
     for name in planner.order:
         if name in goals and name in outcome.artifacts:
             click.echo(f"{name} {outcome.artifacts[name].key[:16]} {outcome.artifacts[name].tar}")

@@ -58,7 +58,11 @@ class Screen:
                 self._line(event)
 
     def _line(self, event: Event) -> None:
-        words = [event.kind, event.text, f"in {event.guest}" if event.guest else ""]
+        words = [
+            event.kind,
+            event.text.removeprefix(f"{event.name}: "),
+            f"in {event.guest}" if event.guest else "",
+        ]
         if event.kind in ("done", "failed", "lost"):
             words.append(f"after {event.seconds:.1f} s")
         if event.kind == "done" and event.calls:
