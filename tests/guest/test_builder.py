@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -97,6 +98,8 @@ chunks:
   - '[ "$(/bin/hello)" = HELLO ]'
   - test -e /usr/include/say.h
   - '[ "$(hostname) $PWD $SOURCE_DATE_EPOCH" = "guestctl /build/files 1700000000" ]'
+  - '[ "$(umask) $LC_ALL $BUILD $KBUILD_BUILD_VERSION" = "0022 C arm-linux-gnueabi 1" ]'
+  - '[ "$(ls /sys/class/net)" = lo ] && [ -d /proc/self ] && [ -c /dev/null ]'
   - mkdir $DESTDIR/etc
   - echo {word} > $DESTDIR/etc/word
   - ls / > $DESTDIR/etc/root
@@ -187,6 +190,8 @@ def test_what_was_lent_is_in_no_artifact(built: tuple[Builder, Outcome]) -> None
 
 def test_the_manifest_tells_the_whole_story(built: tuple[Builder, Outcome]) -> None:
     facts = built[1].artifacts["hello"].manifest
+    # Nothing was copied that could be linked.
+    assert b"copied" not in gzip.decompress(built[1].artifacts["hello"].log.read_bytes())
     assert {"stage", "prepare", "build", "install", "collect"} <= set(facts["seconds"])
     assert facts["spdx"]["spdxVersion"] == "SPDX-2.3"
     entry = next(each for each in facts["files"] if each["path"].endswith("bin/hello"))
