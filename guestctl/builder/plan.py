@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from guestctl.builder.components import Component, Project
@@ -92,23 +93,27 @@ class Planner:
         """Why a component will be built: what changed since the last artifact of that name."""
         if self._store.peek(self.key(name)) is not None:
             return ["it is built already"]
-        last = self._last(name)
+        last = self._newest.get(name)
         if last is None:
             return ["it was never built"]
         return differences(last.manifest.get("inputs", {}), self.inputs[name])
 
-    def _last(self, name: str) -> Artifact | None:
+    @cached_property
+    def _newest(self) -> dict[str, Artifact]:
+        """Of each component the artifact that was used last, as the store was when first asked."""
         arch = self.platform.arch
-        found = (each for each in self._store.all() if each.name == name)
-        return next((each for each in found if each.manifest.get("arch") == arch), None)
+        found: dict[str, Artifact] = {}
+        for artifact in self._store.all():
+            if artifact.manifest.get("arch") == arch:
+                found.setdefault(artifact.name, artifact)
+        return found
 
     def past_seconds(self) -> dict[str, float]:
         """The seconds that components took when they were built last, for those that were."""
-        found: dict[str, float] = {}
-        for artifact in self._store.all():
-            seconds = artifact.manifest.get("seconds", {})
-            found.setdefault(artifact.name, float(sum(seconds.values())))
-        return found
+        return {
+            name: float(sum(each.manifest.get("seconds", {}).values()))
+            for name, each in self._newest.items()
+        }
 
     def patch(self, file: str) -> Path:
         """The path of a patch; raises DefinitionError when it is not a file of the project."""

@@ -35,7 +35,6 @@ FOLDER = Path(__file__).parent.parent.parent / "examples" / "definitions"
 HOST = {
     "zlib": (f"CC={CROSS}-gcc AR={CROSS}-ar RANLIB={CROSS}-ranlib ./configure --prefix=/usr",),
     "hello": (f"./configure --build=x86_64-linux-gnu --host={CROSS} --prefix=/usr",),
-    "sed": (f"./configure --build=x86_64-linux-gnu --host={CROSS} --prefix=/usr",),
 }
 STEPS = ("stage", "prepare", "configure", "build", "install", "collect")
 _TESTS = "test"

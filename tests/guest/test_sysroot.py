@@ -4,6 +4,7 @@ of what is in that layer.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from guestctl import Guest, Pool, ShareError, collect, image, stage
+from guestctl.errors import RequestFailed
 from guestctl.offload import Entry, read_ledger
 from guestctl.places import Places
 from guestctl.toolchain import install
+from guestctl.wire import Op, Tag
 
 from .conftest import ARCH
 
@@ -119,6 +122,30 @@ def test_only_the_named_folders_come_back(based: Guest, tmp_path: Path) -> None:
         names = {name.removeprefix("./") for name in tar.getnames()}
     assert {"build/here", "var/tmp/t"} <= names
     assert not any("gone" in name or "proc" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "number"),
+    [
+        ("/base", "layer", errno.EBUSY),  # there is one already
+        ("/nowhere", "layer", errno.ENOENT),
+        ("/work", "nonsense", errno.EINVAL),
+        ("/etc/passwd", "folder", errno.ENOTDIR),
+    ],
+)
+def test_what_cannot_be_mounted_is_refused(
+    guest: Guest, source: str, kind: str, number: int
+) -> None:
+    with guest.mounted(sysroot=()):
+        with pytest.raises(RequestFailed) as caught:
+            guest._request(
+                Op.MOUNT,
+                (Tag.TAG, source.encode()),
+                (Tag.TARGET, b"/other"),
+                (Tag.KIND, kind.encode()),
+            )
+        assert caught.value.errno == number
+        assert guest.run(["ls", "/sysroot"], timeout=60).status == 0
 
 
 def test_a_holder_that_dies_leaves_a_guest_that_can_be_used(
