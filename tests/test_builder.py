@@ -30,7 +30,7 @@ from guestctl.builder.schedule import Schedule
 from guestctl.builder.sources import Sources
 from guestctl.builder.store import LOG, TAR, Store
 from guestctl.definitions import Chunk, Product
-from guestctl.errors import BuildError, DefinitionError
+from guestctl.errors import BuildError, DefinitionError, ImageError
 
 PLATFORM = Platform("armv5l", "arm-linux-gnueabi", {"image": "0123"})
 TEXT = """\
@@ -292,6 +292,16 @@ def test_an_alias_may_say_where_the_rest_goes(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"data")
     chunk = Chunk(name="a", tarball="mine:a", sha256=hashlib.sha256(b"data").hexdigest())
     assert sources(tmp_path).tarball(chunk).read_bytes() == b"data"
+
+
+def test_what_a_scheme_cannot_get_is_told_with_its_place(tmp_path: Path) -> None:
+    def nothing(address: str) -> Path:
+        raise ImageError(f"the archive has no {address}", hint="look elsewhere")
+
+    chunk = Chunk(name="a", tarball="deb:a", sha256="ab" * 32, place="a.morph:1")
+    with pytest.raises(BuildError, match=r"a.morph:1: a: deb:a: the archive has no") as caught:
+        Sources(tmp_path, {}, {"deb": nothing}).tarball(chunk)
+    assert caught.value.hint == "look elsewhere"
 
 
 def test_another_tarball_is_refused(tmp_path: Path) -> None:

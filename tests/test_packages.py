@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,17 @@ def test_an_upstream_tarball_comes_from_a_source_package(archive: Archive) -> No
     assert entry.name == "hello"
     assert entry.version.startswith(entry.filename.split("hello_")[1].split(".orig")[0])
     assert sha256_of(path) == entry.sha256
+
+
+def test_a_version_that_the_mirror_lacks_gives_way_to_one_with_the_same_tarball(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (real,) = (each for each in archive.sources(["dash"]) if ".orig.tar" in each.filename)
+    gone = replace(real, version="0-none")
+    monkeypatch.setattr(archive, "sources", lambda _names: (gone,))
+    entry, path = archive.orig_tarball("dash")
+    assert entry.version != gone.version
+    assert sha256_of(path) == real.sha256
 
 
 def test_all_files_of_a_source_package_are_found(archive: Archive) -> None:

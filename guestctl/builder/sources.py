@@ -14,7 +14,6 @@ import re
 import secrets
 import shutil
 import subprocess
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from guestctl.definitions import Chunk
-from guestctl.errors import BuildError
+from guestctl.errors import BuildError, GuestctlError
 
 __all__ = ["Sources"]
 
@@ -134,8 +133,13 @@ class Sources:
             if scheme not in ("http", "https", "file"):
                 raise BuildError(f"{chunk.place}: {chunk.name}: tarball: no idea of {scheme}:")
             opened: BinaryIO = urllib.request.urlopen(address, timeout=_NET_TIMEOUT)
-        except (OSError, urllib.error.URLError) as error:
-            raise BuildError(f"{chunk.place}: {chunk.name}: {address}: {error}") from None
+        except (OSError, GuestctlError) as error:
+            if isinstance(error, BuildError):
+                raise
+            raise BuildError(
+                f"{chunk.place}: {chunk.name}: {address}: {error}",
+                hint=getattr(error, "hint", ""),
+            ) from None
         return opened
 
     # --- repositories ---------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -31,6 +32,7 @@ _UPDATE_DEADLINE = 600
 _QUERY_DEADLINE = 120
 _FETCH_DEADLINE = 1800
 _NEUTRAL = ("all", SOURCE)
+_ORIG = re.compile(r"\.orig\.tar\.\w+$")
 _FRESH = 900  # an index younger than this, in seconds, is not asked for again
 
 
@@ -108,11 +110,30 @@ class Archive:
         return tuple(sorted(found))
 
     def orig_tarball(self, name: str) -> tuple[Locked, Path]:
-        """Fetches the upstream tarball of the source package `name`."""
-        for entry in self.sources([name]):
-            if re.search(r"\.orig\.tar\.\w+$", entry.filename):
-                return entry, self.fetch([entry])[entry]
-        raise ImageError(f"the source package {name} has no upstream tarball")
+        """Fetches the upstream tarball of the source package `name`.
+
+        Where the newest version cannot be fetched, since mirrors do not have all that their indexes
+        name, an older one with the same tarball serves as well.
+        """
+        newest = next((e for e in self.sources([name]) if _ORIG.search(e.filename)), None)
+        if newest is None:
+            raise ImageError(f"the source package {name} has no upstream tarball")
+        try:
+            return newest, self.fetch([newest])[newest]
+        except ImageError:
+            for other in self._versions_with(newest):
+                with contextlib.suppress(ImageError):
+                    return other, self.fetch([other])[other]
+            raise
+
+    def _versions_with(self, file: Locked) -> list[Locked]:
+        """The same file in other versions of its source package."""
+        command = ["apt-cache", "showsrc", "--only-source", file.name]
+        text = run_apt(self._root(SOURCE), command, _QUERY_DEADLINE)
+        having = [paragraph for paragraph in text.split("\n\n") if file.sha256 in paragraph]
+        versions = [re.search(r"^Version: (\S+)$", each, re.MULTILINE) for each in having]
+        others = [each[1] for each in versions if each and each[1] != file.version]
+        return [replace(file, version=version) for version in others]
 
     def have(self, entries: Iterable[Locked]) -> bool:
         """Whether all of them are in the cache."""
