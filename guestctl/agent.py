@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from guestctl import events
-from guestctl.errors import AgentBroke, GuestLost, RequestFailed
+from guestctl.errors import AgentBroke, GuestHung, GuestLost, RequestFailed
 from guestctl.link import Link
 from guestctl.patience import Patience, never_starved
 from guestctl.session import SERVICE_BIT, Session
@@ -112,6 +112,10 @@ class Agent:
             raise
         return agent
 
+    def heed(self, seconds: float) -> None:
+        """From now on the agent is asked for signs of life at least so often, see `heartbeat`."""
+        self._link.hasten(Patience(seconds, starved=self._starved))
+
     @property
     def lost(self) -> str:
         """Why the session broke, empty while it lives."""
@@ -142,7 +146,8 @@ class Agent:
             )
             reply = self._replies.pop(id_)
         if reply.errno:
-            text = reply.text or os.strerror(reply.errno)
+            reason = os.strerror(reply.errno)
+            text = f"{reply.text}: {reason}" if reply.text else reason
             raise RequestFailed(f"{op.name.lower()}: {text}", errno=reply.errno)
         return reply
 
@@ -156,6 +161,9 @@ class Agent:
             self._link.send(self._session.ping(token))
             try:
                 self._await(lambda: self._pongs[token], timeout, f"no pong in {timeout:g} s")
+            except GuestHung as error:
+                # How long a caller waits for it says nothing of the guest.
+                raise GuestLost(str(error)) from None
             finally:
                 del self._pongs[token]
         return time.monotonic() - begin
@@ -302,7 +310,7 @@ class Agent:
                 self._check()
                 left = patience.left()
                 if left == 0:
-                    raise GuestLost(message)
+                    raise GuestHung(message)
                 self._changed.wait(left)
 
     def _received(self, data: bytes) -> None:

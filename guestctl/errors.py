@@ -17,7 +17,8 @@ GuestctlError
 ├── RequestFailed     the agent refused a request
 ├── ViewError         a tool's view could not be made, or was lost
 ├── GuestLost         the guest died or fell silent         exit 125 of run
-│   └── AgentBroke    its agent broke the protocol          (the guest is ended)
+│   ├── AgentBroke    its agent broke the protocol          (the guest is ended)
+│   └── GuestHung     it lives, and does not answer         (the guest is ended)
 ├── Detached          a command was left to itself
 └── CommandFailed     a command ended with a status but 0
 """
@@ -32,6 +33,7 @@ __all__ = [
     "CommandFailed",
     "DefinitionError",
     "Detached",
+    "GuestHung",
     "GuestLost",
     "GuestctlError",
     "HostLacks",
@@ -141,6 +143,10 @@ class GuestLost(GuestctlError):
 
 class AgentBroke(GuestLost):
     """What the agent said makes no sense: nothing that it says is believed any more."""
+
+
+class GuestHung(GuestLost):
+    """The guest is there, and does not do what it is asked to: nobody should get it again."""
 
 
 class Detached(GuestctlError):

@@ -36,6 +36,7 @@ __all__ = ["Guest"]
 
 _MEMORY_PER_JOB = 80
 _SETTLE_TIMEOUT = 10.0
+_CLOCK_TIMEOUT = 30.0
 
 
 class Guest:
@@ -100,16 +101,28 @@ class Guest:
         except OSError as error:
             raise explained(folder, GuestLost(str(error))) from None
         guest = cls(folder, lease, agent)
-        if not guest.orphans:
-            guest._book.clear()
-            guest._mounting.undo_leftovers()
-        elif adopt:
-            guest._mounting.keep_leftovers()
-        else:
+        if guest.orphans and not adopt:
             agent.close()
             return None
-        guest._begin_offload()
+        try:
+            guest._take_up()
+        except BaseException:
+            agent.close()
+            raise
         return guest
+
+    def _take_up(self) -> None:
+        """Brings the guest into the state that a new holder expects it in."""
+        if self.orphans:
+            self._mounting.keep_leftovers()
+        else:
+            self._book.clear()
+            self._mounting.undo_leftovers()
+        if not self._folder.spec().get("member"):
+            # Its last user may have set it, and it stands still while the host is suspended.
+            now = time.time_ns().to_bytes(8, "little")
+            self._request(Op.CLOCK, (Tag.CLOCK, now), timeout=_CLOCK_TIMEOUT)
+        self._begin_offload()
 
     def __enter__(self) -> Guest:
         return self
@@ -315,7 +328,8 @@ class Guest:
         commands. What they write there stays on the guest's own disk and is forgotten at the end,
         but for the folders that `sysroot` names, which are those of the share.
 
-        Raises ShareError for a share that was staged in part only, and for a board, which has none.
+        Should the guest be lost meanwhile, the share is marked as dirty, see Share.dirt. Raises
+        ShareError for a share that was staged in part only, and for a board, which has none.
         """
         if sysroot is not None and self.offload:
             self.offload.renew()

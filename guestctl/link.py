@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from guestctl.errors import AgentBroke, GuestLost, ProtocolError
+from guestctl.errors import AgentBroke, GuestHung, GuestLost, ProtocolError
 from guestctl.patience import Patience
 
 __all__ = ["Link"]
@@ -78,6 +78,15 @@ class Link:
             self._waiting += len(view) + _PIECE
             self._wake()
 
+    def hasten(self, heartbeat: Patience) -> None:
+        """Silence counts as an end after so long from now on, unless it did before that."""
+        with self._lock:
+            now, then = self._heartbeat.seconds, heartbeat.seconds
+            if self._closed or now is None or then is None or then >= now:
+                return
+            self._heartbeat = heartbeat
+            self._wake()
+
     def close(self) -> None:
         """Ends the connection; a second time does nothing."""
         with self._lock:
@@ -106,6 +115,8 @@ class Link:
                 self._pump(selector)
         except ProtocolError as error:
             self._tell(AgentBroke(f"the agent broke the protocol: {error}"))
+        except GuestHung as error:
+            self._tell(error)
         except OSError as error:
             self._tell(GuestLost(f"the connection to the guest broke: {error.strerror or error}"))
         except BaseException as error:
@@ -119,14 +130,19 @@ class Link:
                 self._broken(reason)
 
     def _pump(self, selector: selectors.BaseSelector) -> None:
-        interval = self._heartbeat.seconds
-        assert interval is not None
-        heard = asked = time.monotonic()
+        heard = asked = turned = time.monotonic()
         while True:
+            interval = self._heartbeat.seconds
+            assert interval is not None
             ready = {key.fd for key, _mask in selector.select(interval / 4)}
             now = time.monotonic()
+            # We were stopped ourselves, or the host was: that tells nothing of the guest.
+            stopped = now - turned > interval / 2
+            turned = now
+            if stopped:
+                self._heartbeat.restart()
             if self._waiting > _WAITING:
-                raise OSError("it does not read what it is sent")
+                raise GuestHung("the guest does not read what it is sent")
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
             if self._closed:
@@ -135,9 +151,9 @@ class Link:
                 heard = now
                 self._heartbeat.restart()
             self._flush(selector)
-            if self._heartbeat.over():
-                raise OSError(f"nothing heard for {now - heard:.3g} s")
-            if now - max(heard, asked) > interval / 2:
+            if self._heartbeat.over() and time.monotonic() - now < interval / 2:
+                raise GuestHung(f"nothing heard of the guest for {now - heard:.3g} s")
+            if stopped or now - max(heard, asked) > interval / 2:
                 asked = now
                 with self._lock:
                     self._quiet()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from guestctl.errors import AgentBroke, GuestLost
+from guestctl.errors import AgentBroke, GuestHung, GuestLost
 from guestctl.rundir import GuestDir
 
 __all__ = ["explained", "explaining"]
@@ -18,13 +18,15 @@ _SILENT_TIMEOUT = 5.0
 def explained(folder: GuestDir, error: GuestLost) -> GuestLost:
     """The same loss with what the supervisor knows of it, and the console's tail."""
     cause = str(error)
-    if isinstance(error, AgentBroke):
+    useless = isinstance(error, AgentBroke | GuestHung)
+    if useless:
+        # It may be alive; whoever leases it next must get another.
         folder.condemn(cause)
     # The supervisor reaps QEMU a moment after we have seen its socket close. On a busy host that
     # moment is long; a QEMU that stays is one that has only fallen silent.
     qemu, supervisor = folder.qemu(), folder.supervisor()
     begin = time.monotonic()
-    while not isinstance(error, AgentBroke) and time.monotonic() - begin < _REAP_TIMEOUT:
+    while not useless and time.monotonic() - begin < _REAP_TIMEOUT:
         state = folder.state()
         if state.get("state") in ("lost", "stopped", None):
             cause = state.get("cause") or cause

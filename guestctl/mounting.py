@@ -6,9 +6,17 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterator, Sequence
 
-from guestctl.errors import GuestctlError, GuestLost, RequestFailed, ShareError
+from guestctl.errors import (
+    GuestctlError,
+    GuestLost,
+    RequestFailed,
+    ShareError,
+    TreeError,
+    one_line,
+)
 from guestctl.rundir import GuestDir, read_json, write_json
 from guestctl.share import Share
+from guestctl.tree.dirt import cleaned, soiled
 from guestctl.tree.state import is_partial
 from guestctl.wire import Op, Tag
 
@@ -40,7 +48,9 @@ def _mounts(folders: Sequence[str] | None) -> list[_Mount]:
 
 
 class Mounting:
-    """`request` asks the agent; the run directory says to the next holder what is mounted."""
+    """`request` asks the agent; the run directory says to the next holder what is mounted, and the
+    share itself, to whoever finds it, that a guest has it or died with it.
+    """
 
     def __init__(
         self, folder: GuestDir, work: Share, base: Share, request: Callable[..., None]
@@ -70,14 +80,19 @@ class Mounting:
                 )
         self.mount(sysroot)
         try:
-            yield
-        except BaseException:
-            # What went wrong first is what the caller must hear of.
-            with contextlib.suppress(GuestLost):
+            try:
+                yield
+            except BaseException:
+                # What went wrong first is what the caller must hear of.
+                with contextlib.suppress(GuestLost):
+                    self._unmount_unless_left()
+                raise
+            else:
                 self._unmount_unless_left()
+        except GuestLost as error:
+            path = self._shares[WORK].path
+            error.hint = one_line(f"{error.hint}; the share {path} is marked as dirty")
             raise
-        else:
-            self._unmount_unless_left()
         finally:
             self.unlock()
 
@@ -97,7 +112,8 @@ class Mounting:
         targets = [target for target, _ in mounts]
         try:
             self._lock(targets)
-            write_json(self._folder.mounts, {"targets": targets})
+            # One that was dirty before stays so: a later guest does not know what is missing.
+            write_json(self._folder.mounts, {"targets": targets, "clean": self._mark()})
             for target, records in mounts:
                 self._request(Op.MOUNT, (Tag.TARGET, target.encode()), *records)
         except BaseException:
@@ -120,6 +136,33 @@ class Mounting:
         """Raises ShareError while commands use it; the caller unlocks the shares."""
         for target in reversed(self._targets()):
             self._unmount(target)
+        self._forget()
+
+    def _mark(self) -> bool:
+        """Says in the share whose it is; whether it was clean before."""
+        share = self._shares[WORK]
+        user = f"guest {self._folder.name} of pool {self._folder.path.parent.name}"
+        try:
+            return soiled(share.path, share.security_model, user)
+        except (OSError, TreeError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or str(error)
+            raise ShareError(
+                f"{share.path} cannot be marked as in use: {reason}",
+                hint="a share needs room for a small file of guestctl's own",
+            ) from None
+
+    def _forget(self) -> None:
+        """The guest has let go of all, and what it wrote is there."""
+        share = self._shares[WORK]
+        if read_json(self._folder.mounts).get("clean"):
+            held = share.mounted
+            # Where the host is at it already, or it is full, it stays dirty: that is the safe side.
+            with contextlib.suppress(OSError, ShareError, TreeError):
+                if not held:
+                    share.lock()
+                cleaned(share.path, share.security_model)
+            if not held:
+                share.unlock()
         self._folder.mounts.unlink(missing_ok=True)
 
     def _targets(self) -> list[str]:
@@ -146,7 +189,7 @@ class Mounting:
             except RequestFailed as error:
                 if error.errno not in (errno.EINVAL, errno.ENOENT):
                     raise
-        self._folder.mounts.unlink(missing_ok=True)
+        self._forget()
 
     def keep_leftovers(self) -> None:
         """What a dead holder has mounted for its orphans stays mounted, and the guest's."""

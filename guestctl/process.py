@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from guestctl import events
 from guestctl.agent import Agent, Job
-from guestctl.errors import Detached, GuestLost
+from guestctl.errors import Detached, GuestHung, GuestLost
 from guestctl.jobs import job_name
 from guestctl.patience import Patience, never_starved
 from guestctl.session import STAGE_EXEC
@@ -26,6 +26,10 @@ PIPE = -1
 _CHUNK = 1 << 16
 # How long a killed command may take to be gone, before the guest counts as lost.
 _KILL_GRACE = 30.0
+# The shortest time without a sign of life after which a guest counts as hung.
+_HUNG_LEAST = 5.0
+# A wait that ends so much later than it should was not the guest's doing.
+_STALL = 5.0
 
 
 class StdinWriter:
@@ -99,6 +103,9 @@ class Process:
             "no output for": self._patience_of(idle_timeout),
         }
         self._given = {"no end within": timeout, "no output for": idle_timeout}
+        if idle_timeout is not None:
+            # A guest that hangs is known as such as soon as a command that says nothing.
+            agent.heed(max(_HUNG_LEAST, idle_timeout * host.pace))
         self._why_killed = ""
         self._timed_out = False
         self._grace = self._patience_of(None)
@@ -200,8 +207,11 @@ class Process:
         try:
             while self._result is None:
                 self._step()
+        except GuestHung as error:
+            # The caller is about to hear of something else, and the guest is of no more use.
+            self._host.lost(error)
         except GuestLost:
-            # The caller is about to hear of something else; the next call on the guest tells.
+            # The next call on the guest tells.
             return
         except KeyboardInterrupt:
             self._host.end()
@@ -210,7 +220,12 @@ class Process:
     # --- one event after the other ----------------------------------------------------------
 
     def _step(self) -> None:
-        event = self._agent.take(self._job, self._left())
+        left, begin = self._left(), time.monotonic()
+        event = self._agent.take(self._job, left)
+        if event is None and left is not None and time.monotonic() - begin > left + _STALL:
+            # We were stopped, or the host was: what came meanwhile has not been read yet.
+            self._limits["no output for"].restart()
+            return
         if self._interrupted:
             self._interrupted = False
             self._agent.put_back(self._job, event)
@@ -219,13 +234,14 @@ class Process:
             case None:
                 self._mind_time()
             case events.Output(channel=channel, data=data):
-                self._limits["no output for"].restart()
                 self.received += len(data)
                 try:
                     self._sinks[channel].write(data)
                 finally:
                     # Taken, whatever the sink says: the agent keeps the end back until all is.
                     self._agent.consumed(self._job, channel, len(data))
+                # Only now: how long a sink takes is not the command's silence.
+                self._limits["no output for"].restart()
                 self._mind_time()
             case events.Exited():
                 self._finish(self._ended(event))
@@ -248,7 +264,7 @@ class Process:
     def _mind_time(self) -> None:
         if self._why_killed:
             if self._grace.over():
-                raise GuestLost(f"the guest did not end a killed command in {_KILL_GRACE:g} s")
+                raise GuestHung(f"the guest did not end a killed command in {_KILL_GRACE:g} s")
             return
         for what, patience in self._limits.items():
             if patience.over():

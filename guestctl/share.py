@@ -8,6 +8,7 @@ from pathlib import Path
 
 from guestctl.errors import ShareError
 from guestctl.places import private_directory
+from guestctl.tree.dirt import dirt_of
 
 __all__ = ["Share", "check_share", "share_lock"]
 
@@ -68,6 +69,14 @@ class Share:
     @property
     def mounted(self) -> bool:
         return self._lock is not None
+
+    @property
+    def dirt(self) -> str:
+        """What a guest that died has left undone in it, see guestctl.tree.dirt; empty if nothing.
+
+        Raises TreeError where it is gone.
+        """
+        return "" if self.mounted else dirt_of(self.path)
 
     def lock(self) -> None:
         """Marks it as the guest's; other processes see that by the lock on the folder."""

@@ -17,7 +17,7 @@ import pytest
 
 from guestctl import events
 from guestctl.agent import Agent
-from guestctl.errors import Detached, GuestLost, RequestFailed
+from guestctl.errors import Detached, GuestHung, GuestLost, RequestFailed
 from guestctl.process import PIPE, Host, Process
 from guestctl.services import offer
 from guestctl.spec import Command
@@ -134,6 +134,52 @@ def test_an_agent_that_falls_silent_is_noticed(native: Native) -> None:
         agent.request(Op.SYNC, timeout=30)
     assert fair.seconds < 3
     agent.close()
+
+
+def test_an_agent_that_is_stopped_is_hung_within_the_idle_time_out(
+    native: Native, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guestctl.process._HUNG_LEAST", 0.5)
+    agent = native.session()
+    agent.request(Op.PREPARE, timeout=20)
+    running = process(agent, "sleep", "100", idle_timeout=1.0)
+    native.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(GuestHung, match="nothing heard"):
+            running.wait()
+    finally:
+        native.process.send_signal(signal.SIGCONT)
+        agent.close()
+
+
+STOPPED = """
+import socket, sys
+sys.path.insert(0, sys.argv[2])
+from guestctl.wire import Op
+from guestctl import process as module
+from tests.test_agent import Agent, process
+module._STALL = 1.0
+agent = Agent.connect(socket.socket(fileno=int(sys.argv[1])), timeout=20, heartbeat=3.0)
+agent.request(Op.PREPARE, timeout=20)
+script = "echo up; sleep 1; echo over"
+running = process(agent, "sh", "-c", script, idle_timeout=3, stdout=sys.stdout.buffer.raw)
+print(running.wait().status, flush=True)
+"""
+
+
+def test_a_host_that_stands_still_does_not_take_its_guest_for_hung(native: Native) -> None:
+    """Both are stopped for many heartbeats, as by a suspended machine whose clock goes on."""
+    handle = native.ours.fileno()
+    argv = [sys.executable, "-c", STOPPED, str(handle), str(ROOT)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, pass_fds=[handle]) as caller:
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == b"up\n"
+        for both in (signal.SIGSTOP, signal.SIGCONT):
+            caller.send_signal(both)
+            native.process.send_signal(both)
+            if both == signal.SIGSTOP:
+                time.sleep(5)
+        assert caller.communicate(timeout=60)[0] == b"over\n0\n"
 
 
 def test_closing_tells_who_waits(agent: Agent) -> None:
@@ -464,3 +510,12 @@ def test_interrupts_in_the_middle_of_a_flood(agent: Agent) -> None:
 class Discard:
     def write(self, _data: bytes, /) -> None:
         return
+
+
+def test_a_slow_reader_is_not_the_commands_silence(agent: Agent) -> None:
+    class Slow:
+        def write(self, data: bytes, /) -> None:
+            time.sleep(1.5)
+
+    result = process(agent, "echo", "x", stdout=Slow(), idle_timeout=1.0).wait()
+    assert (result.outcome, result.status) == ("exited", 0)

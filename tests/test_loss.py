@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from guestctl.errors import AgentBroke, GuestLost
+from guestctl.errors import AgentBroke, GuestHung, GuestLost
 from guestctl.loss import explained
 from guestctl.processes import ProcessId
 from guestctl.rundir import GuestDir
@@ -48,8 +48,11 @@ def test_a_supervisor_that_is_gone_has_nothing_to_say(folder: GuestDir) -> None:
     assert "end of file" in str(explained(folder, GuestLost("end of file")))
 
 
-def test_a_harmful_agent_is_condemned(folder: GuestDir) -> None:
+@pytest.mark.parametrize("kind", [AgentBroke, GuestHung])
+def test_a_guest_that_lives_and_is_of_no_use_is_condemned(
+    folder: GuestDir, kind: type[GuestLost]
+) -> None:
     folder.write_state({"state": "ready"})
-    error = explained(folder, AgentBroke("it lies"))
-    assert isinstance(error, AgentBroke)
+    error = explained(folder, kind("it lies"))
+    assert isinstance(error, kind)
     assert folder.condemnation() == "it lies"

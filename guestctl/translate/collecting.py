@@ -15,6 +15,7 @@ from guestctl.archive.tarfmt import BLOCK, pad
 from guestctl.entry import Entry
 from guestctl.errors import TreeError
 from guestctl.translate.report import Path, Progress, Warnings, clean_subdir, told
+from guestctl.tree.dirt import why_dirty
 from guestctl.tree.reader import Plain, TreeReader
 from guestctl.tree.scout import Scout
 from guestctl.tree.state import check_model, detect_model, hold_tree, open_tree, read_state
@@ -63,6 +64,8 @@ def collect(
                 + (f", from {os.fsdecode(state.source)}" if state.source else ""),
                 hint="stage it anew first",
             )
+        if state.dirty:
+            warnings.add(why_dirty(state))
         model = security_model or detect_model(root) or MAPPED_FILE
         reader = TreeReader(root, model, warn=warnings.add, aside=state.aside, owner=owner)
         with open_sink(out, os.cpu_count() or 1) as sink:

@@ -69,9 +69,16 @@ def first_mark(root: int, before: State, base: bytes, name: str) -> State:
                 f"the tree is partly staged, from {os.fsdecode(before.source)}",
                 hint="stage that again to the same place, or begin with a new tree",
             )
-    links = () if fresh and not base else before.links
+    # What an empty tree had of its former life is gone.
+    kept = State() if fresh and not base else before
     return State(
-        partial=True, aside=before.aside, fresh=fresh, source=source, into=base, links=links
+        partial=True,
+        aside=before.aside,
+        fresh=fresh,
+        source=source,
+        into=base,
+        links=kept.links,
+        dirty=kept.dirty,
     )
 
 

@@ -18,6 +18,7 @@ from guestctl.translate.linking import linkable, unexported
 from guestctl.translate.marking import first_mark, make_tree, model_for, write_mark
 from guestctl.translate.report import Path, Progress, Warnings, clean_subdir, told
 from guestctl.translate.unpacked import Artifact, Translation
+from guestctl.tree.dirt import why_dirty
 from guestctl.tree.filler import Filler
 from guestctl.tree.linked import LinkedWriter, Unlinkable
 from guestctl.tree.state import (
@@ -110,6 +111,8 @@ def stage(
         model = model_for(root, where, security_model or getattr(tree, "security_model", None))
         before = read_state(root)
         mark = first_mark(root, before, base, name)
+        if mark.dirty:
+            warnings.add(why_dirty(mark))
         unpack = functools.partial(_unpack, handle, name, limits, exclude_vcs, progress)
         artifact = None
         if link:
@@ -142,7 +145,7 @@ def stage(
                 artifact, unpack, writer, mark, _deepest(limits, mark), warnings, progress
             )
             writer.finish()
-            ready = State(aside=before.aside or writer.aside, links=mark.links)
+            ready = State(aside=before.aside or writer.aside, links=mark.links, dirty=mark.dirty)
             write_mark(root, model, ready, where)
             writer.stamp_root()
         except BaseException:

@@ -8,14 +8,17 @@ import stat
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from guestctl.entry import TARGET_MAX, type_name
 from guestctl.errors import TreeError
+from guestctl.tree.dirt import cleaned
 from guestctl.tree.mending import convert, empty, grant, remove, rewrite, share
 from guestctl.tree.problems import Problem
 from guestctl.tree.state import OPEN_DIR, OPEN_FILE, open_dir, read_small, read_state
 from guestctl.vmeta import (
     MAPPED_FILE,
+    MAPPED_XATTR,
     META_DIR,
     META_MAX,
     RESERVED,
@@ -58,7 +61,8 @@ class _Examiner:
         self._bare: dict[tuple[int, int], list[bytes]] = {}
 
     def run(self) -> Iterator[Problem]:
-        if read_state(self._root).partial:
+        state = read_state(self._root)
+        if state.partial:
             yield Problem(b"", "partial-stage", "stage it anew")
         yield from self._root_itself()
         todo = [b""]
@@ -72,6 +76,14 @@ class _Examiner:
                 os.close(fd)
             todo += sorted(folders, reverse=True)
         yield from self._without()
+        if state.dirty:
+            user = state.dirty.decode(errors="backslashreplace")
+            yield self._report(b"", "dirty", user, self._clean)
+
+    def _clean(self) -> None:
+        """Whoever mends a tree has been told of its dirt, and takes it as it is."""
+        path = Path(f"/proc/self/fd/{self._root}")
+        cleaned(path, MAPPED_FILE if self._file_model else MAPPED_XATTR)
 
     def _open(self, path: bytes) -> int:
         fd = os.open(b".", OPEN_DIR, dir_fd=self._root)

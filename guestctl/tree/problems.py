@@ -12,6 +12,7 @@ __all__ = ["KINDS", "Problem"]
 # What each kind of problem does to a guest or a build.
 KINDS = {
     "partial-stage": "a stage into it did not end: entries are missing or cut short",
+    "dirty": "its guest died with it mounted: files in it may be missing or cut short",
     "mixed": "it holds metadata of both security models: a guest believes only one",
     "missing": "the guest sees the host's owner and mode; rename and link from here can fail, "
     "or destroy what they would replace",

@@ -63,7 +63,8 @@ class State:
 
     `partial`: a stage began and did not end; `source` and `into` say which, `fresh` that there was
     nothing at `into` before. `aside`: some entry has attributes that QEMU cannot store. `links`:
-    tokens of the artifacts that it has hard links to: no guest may write to such a tree.
+    tokens of the artifacts that it has hard links to: no guest may write to such a tree. `dirty`:
+    which guest has it mounted, or had when it died; see guestctl.tree.dirt.
     """
 
     partial: bool = False
@@ -72,6 +73,7 @@ class State:
     source: bytes = b""
     into: bytes = b""
     links: tuple[bytes, ...] = ()
+    dirty: bytes = b""
 
 
 def check_model(model: str) -> str:
@@ -205,6 +207,7 @@ def read_state(fd: int) -> State:
             source=text(b"source"),
             into=text(b"into"),
             links=tuple(fields.get(b"links", b"").split()),
+            dirty=text(b"dirty"),
         )
     except ValueError:
         return State(partial=True)
@@ -212,13 +215,14 @@ def read_state(fd: int) -> State:
 
 def write_state(fd: int, model: str, state: State) -> None:
     """Writes the mark, durable enough to survive us but not a power cut."""
-    data = b"state=%b\naside=%d\nfresh=%d\nsource=%b\ninto=%b\nlinks=%b\n" % (
+    data = b"state=%b\naside=%d\nfresh=%d\nsource=%b\ninto=%b\nlinks=%b\ndirty=%b\n" % (
         b"partial" if state.partial else b"ready",
         state.aside,
         state.fresh,
         state.source.hex().encode(),
         state.into.hex().encode(),
         b" ".join(state.links),
+        state.dirty.hex().encode(),
     )
     if model == MAPPED_XATTR:
         os.setxattr(fd, STATE_XATTR, data)

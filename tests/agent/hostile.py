@@ -13,6 +13,8 @@ from tests.agent.client import FILLER, frame
 
 __all__ = ["Hostile"]
 
+_HEAD = 12
+
 Script = Callable[[socket.socket], None]
 
 
@@ -45,7 +47,7 @@ class Hostile:
         with self._connection, suppress(OSError):
             self._greet()
             if not self._at_once:
-                self._hear(frame(wire.EXEC, 1))
+                self._await_job()
             if not self._deaf:
                 threading.Thread(target=self._drop, daemon=True).start()
             self._script(self._connection)
@@ -59,13 +61,23 @@ class Hostile:
         payload = nonce + struct.pack("<HH", heard[len(FILLER) + 12], 0) + self._jobs
         self._connection.sendall(frame(wire.WELCOME, 0, payload))
 
-    def _hear(self, words: bytes) -> None:
+    def _await_job(self) -> None:
+        """Until the host starts a command; grants what it asks for meanwhile."""
         heard = b""
-        while words not in heard:
+        while True:
             data = self._connection.recv(65536)
             if not data:
                 raise OSError("the host has left")
             heard += data
+            while len(heard) >= _HEAD:
+                number, size = struct.unpack_from("<II", heard, 4)
+                if len(heard) < _HEAD + size + 1:
+                    break
+                if heard[0] == wire.EXEC:
+                    return
+                if heard[0] == wire.REQUEST:
+                    self._connection.sendall(frame(wire.REPLY, number, bytes(4)))
+                heard = heard[_HEAD + size + 1 :]
 
     def _drop(self) -> None:
         with suppress(OSError):
