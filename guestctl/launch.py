@@ -17,7 +17,7 @@ from guestctl.cloning import Origin
 from guestctl.errors import GuestLost, PoolError, ShareError
 from guestctl.patience import MOST
 from guestctl.processes import ProcessId
-from guestctl.rundir import GuestDir, bound_socket, flocked, remove_lock
+from guestctl.rundir import GuestDir, bound_socket, flocked, private, remove_lock
 from guestctl.share import share_lock
 from guestctl.spec import GuestSpec
 from guestctl.tree.state import tree_state
@@ -46,7 +46,8 @@ def start_guest(
     # A session of its own: the terminal's Ctrl-C is not for it. -P: the caller's folder holds
     # no modules of ours.
     try:
-        with open(folder.path / "supervisor.log", "wb") as log, agent, monitor:
+        log_path = folder.path / "supervisor.log"
+        with open(log_path, "wb", opener=private) as log, agent, monitor:
             argv = [sys.executable, "-P", "-m", module]
             subprocess.Popen(
                 [*argv, str(folder.path), origin.ident, *(str(handle) for handle in handles)],

@@ -14,6 +14,7 @@ from guestctl.errors import HostLacks
 __all__ = ["Places", "private_directory"]
 
 _APP = "guestctl"
+_TMP = "/tmp"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def _runtime() -> Path:
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     if base and os.access(base, os.W_OK | os.X_OK):
         return private_directory(Path(base) / _APP)
-    return private_directory(Path(f"/tmp/{_APP}-{os.getuid()}"))
+    return private_directory(Path(f"{_TMP}/{_APP}-{os.getuid()}"))
 
 
 def private_directory(path: Path) -> Path:

@@ -41,6 +41,7 @@ __all__ = [
     "connected_socket",
     "flocked",
     "pool_names",
+    "private",
     "read_json",
     "remove_lock",
     "tell_starter",
@@ -49,6 +50,11 @@ __all__ = [
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 _TAIL = 4096
+
+
+def private(path: str, flags: int) -> int:
+    """For `open`: a file that is made is the user's alone, whatever the umask."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -66,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, facts: dict[str, Any]) -> None:
     """Replaces `path` as a whole, so that no reader sees half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w", encoding="utf-8") as file:
+    with open(aside, "w", encoding="utf-8", opener=private) as file:
         json.dump(facts, file, indent=1)
         file.write("\n")
     os.replace(aside, path)
@@ -203,7 +209,8 @@ class GuestDir:
 
     def condemn(self, reason: str) -> None:
         """Ends a guest that nobody should use again; its supervisor records the reason."""
-        self.condemned.write_text(reason, encoding="utf-8")
+        with open(self.condemned, "w", encoding="utf-8", opener=private) as file:
+            file.write(reason)
         qemu = self.qemu()
         if qemu is not None:
             qemu.send(signal.SIGKILL)

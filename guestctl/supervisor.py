@@ -10,7 +10,6 @@ stay), and what a clone is made of, which ORIGIN names; -1 for what is not there
 from __future__ import annotations
 
 import os
-import resource
 import select
 import shutil
 import signal
@@ -28,7 +27,8 @@ from guestctl.console import ConsoleKeeper
 from guestctl.errors import GuestctlError
 from guestctl.journal import record
 from guestctl.patience import Patience
-from guestctl.processes import ProcessId, processor_time
+from guestctl.processes import ProcessId, children, processor_time
+from guestctl.qemu.bounds import Group, group_for, limit_resources
 from guestctl.qemu.confine import Confinement
 from guestctl.qemu.machine import Machine
 from guestctl.qemu.spawn import Running, scratch_disk, spawn
@@ -81,6 +81,7 @@ class Supervisor:
         self._told = ""
         self._pace = 1.0
         self._running: Running | None = None
+        self._group: Group | None = None
         self._console: ConsoleKeeper | None = None
         self._bridge: Bridge | None = None
 
@@ -88,8 +89,7 @@ class Supervisor:
         """The guest's whole life."""
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        # A guest's memory must not end up in a core file.
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        limit_resources(self._spec.memory)
         begin = time.monotonic()
         self._record("booting")
         try:
@@ -185,6 +185,9 @@ class Supervisor:
                 ram=made_of.memory if made_of else -1,
                 state=made_of.state if made_of else -1,
             )
+        pids = {self._running.process.pid, *children(self._running.process.pid), self._running.pid}
+        name = f"{self._folder.path.parent.name}-{spec.name}-{os.getpid()}"
+        self._group = group_for(sorted(pids - {0}), name, spec.memory)
         # Our copies are closed now, so that QEMU's end is seen as the sockets' end.
         os.close(scratch)
         self._folder.keyboard.unlink(missing_ok=True)
@@ -307,6 +310,8 @@ class Supervisor:
             if self._console is not None:
                 self._console.close(2)
             cause = self._exit_cause(running.process.returncode, cause)
+        if self._group is not None:
+            self._group.remove()
         for path in (self._folder.agent, self._folder.monitor, self._folder.keyboard):
             path.unlink(missing_ok=True)
         self._record("stopped" if self._stopping else "lost", cause=cause)
@@ -343,6 +348,7 @@ class Supervisor:
                 "seccomp": True,
                 "namespaces": spec.namespaces,
                 "reason": spec.unconfined_reason,
+                "group": str(self._group.folder) if self._group else "",
             },
             **facts,
         )
@@ -384,6 +390,8 @@ def _kill(running: Running, qemu: ProcessId | None) -> None:
 
 def main(argv: list[str]) -> None:
     """The process's entry."""
+    # All that it makes is the user's alone.
+    os.umask(0o077)
     folder, ident, *numbers = argv
     agent, monitor, notify, leash, memory, state = map(int, numbers)
     made_of = None

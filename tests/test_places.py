@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,34 @@ def test_xdg_variables_are_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert places.cache == tmp_path / "CACHE_HOME" / "guestctl"
     assert places.config == tmp_path / "CONFIG_HOME" / "guestctl"
     assert places.runtime == tmp_path / "RUNTIME_DIR" / "guestctl"
+
+
+def test_a_folder_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that somebody else made in /tmp before us, however private."""
+    private_directory(tmp_path / "run")
+    owner = os.getuid()
+    monkeypatch.setattr("os.getuid", lambda: owner + 1)
+    with pytest.raises(HostLacks, match="not a private directory"):
+        private_directory(tmp_path / "run")
+
+
+@pytest.mark.parametrize("made", ["link", "file", "dangling"])
+def test_a_name_that_was_taken_in_tmp_is_no_way_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    """The way by /tmp, for a user without XDG_RUNTIME_DIR: nothing is written behind the name."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    taken = tmp_path / f"guestctl-{os.getuid()}"
+    if made == "file":
+        taken.write_text("")
+    else:
+        taken.symlink_to(elsewhere if made == "link" else tmp_path / "none")
+    monkeypatch.setattr("guestctl.places._TMP", str(tmp_path))
+    with pytest.raises(HostLacks, match="not a private directory"):
+        Places.of_user()
+    assert not list(elsewhere.iterdir())
+    assert not (tmp_path / "none").exists()

@@ -74,6 +74,7 @@ def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert read_json(tmp_path / "state.json") == {"b": "\udcff"}
     assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
     assert read_json(tmp_path / "none") == {}
+    assert (tmp_path / "state.json").stat().st_mode & 0o777 == 0o600
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(PoolError, match="damaged"):
         read_json(tmp_path / "state.json")

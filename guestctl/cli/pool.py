@@ -35,6 +35,14 @@ def group() -> None:
 @click.option("--share", metavar="PARENT", help="A folder that holds (or gets) one tree a guest.")
 @click.option("--memory", type=int, metavar="MIB", help="Memory of each guest.")
 @click.option(
+    "--scratch",
+    type=int,
+    default=16384,
+    show_default=True,
+    metavar="MIB",
+    help="Size of each guest's scratch disk, which holds all that it writes outside its share.",
+)
+@click.option(
     "--security-model",
     type=click.Choice(["mapped-file", "mapped-xattr"]),
     default="mapped-file",
@@ -80,6 +88,7 @@ def up(
     name: str,
     share: str | None,
     memory: int | None,
+    scratch: int,
     security_model: str,
     channel: str,
     network: str,
@@ -104,6 +113,7 @@ def up(
     options: dict[str, Any] = {
         "share": share,
         "memory": memory,
+        "scratch": scratch,
         "security_model": security_model,
         "channel": channel,
         "members": members,
