@@ -29,6 +29,7 @@ __all__ = [
     "Progress",
     "archive",
     "build",
+    "find",
     "load",
     "lock",
     "made",
@@ -118,6 +119,18 @@ def load(arch: str, *, cache_dir: Path) -> Image:
     else:
         message = f"there is no image of {arch} yet"
     raise ImageError(message, hint=f"guestctl image build {arch}")
+
+
+def find(arch: str, id_: str, *, cache_dir: Path) -> Image:
+    """Returns a certain image of `arch`; raises ImageError where it is not in the cache."""
+    target(arch)
+    for image in made(arch, cache_dir=cache_dir):
+        if image.id == id_:
+            return image
+    raise ImageError(
+        f"the image {id_} of {arch} is not here",
+        hint="guestctl image export, where it is, makes a file that guestctl image import takes",
+    )
 
 
 def made(arch: str | None = None, *, cache_dir: Path) -> list[Image]:

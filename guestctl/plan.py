@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from guestctl.targets import target
 __all__ = ["Plan", "PoolOptions", "ledger_path", "own_shares", "plan_pool"]
 
 _OVERHEAD = 64  # MiB of host memory that a QEMU takes beside its guest's
+# QEMU's own, and what the guest holds open in its share.
+_FILES_LEAST = 256
+_SCRATCH_LEAST = 1536  # MiB; its swap takes 1,024
 _SECURITY_MODELS = ("mapped-file", "mapped-xattr")
 
 
@@ -35,6 +39,8 @@ class PoolOptions:
     size: int = 1
     share: str | None = None
     memory: int | None = None
+    # Of each guest's scratch disk, in MiB: as much of the host's disk it may come to take.
+    scratch: int = 16384
     security_model: str = "mapped-file"
     network: bool = False
     channel: str = "virtio"
@@ -46,6 +52,8 @@ class PoolOptions:
     # Boards, as HOST or HOST:PORT, that belong to the pool, and the file with their key.
     members: tuple[str, ...] = ()
     key: str = ""
+    # The id of the image; without one it is today's.
+    image: str = ""
     # Exactly this folder is the share of the only guest.
     single: bool = False
 
@@ -78,7 +86,10 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
     memory = row.memory if options.memory is None else options.memory
     _check(options, memory, row.memory_max)
     qemu_program(row)
-    made = image.load(options.arch, cache_dir=places.cache)
+    if options.image:
+        made = image.find(options.arch, options.image, cache_dir=places.cache)
+    else:
+        made = image.load(options.arch, cache_dir=places.cache)
     best = acceleration(row, places.cache, made.kernel, made.initramfs)
     confinement = probe_confinement()
     own = own_shares(places, name)
@@ -100,6 +111,7 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
                 base=str(base),
                 scratch_folder=str(places.cache / "scratch"),
                 memory=memory,
+                scratch=options.scratch,
                 accelerator=best.name,
                 cpu=best.cpu,
                 namespaces=confinement.namespaces,
@@ -210,6 +222,16 @@ def _check(options: PoolOptions, memory: int, most: int) -> None:
         )
     if not 64 <= memory <= most:
         raise UsageError(f"a guest of {options.arch} takes 64 to {most} MiB, not {memory}")
+    most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if 0 <= most_files < _FILES_LEAST:
+        raise HostLacks(
+            f"too many open files would be needed: this user's limit is {most_files}",
+            hint=f"raise the hard limit of open files to {_FILES_LEAST} or more",
+        )
+    if options.scratch < _SCRATCH_LEAST:
+        raise UsageError(
+            f"a guest's scratch disk has at least {_SCRATCH_LEAST} MiB, not {options.scratch}"
+        )
     needed = options.size * (memory + _OVERHEAD)
     there = _available_memory()
     if needed > there:

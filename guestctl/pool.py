@@ -14,10 +14,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from guestctl.cloning import Origin, origin_of
-from guestctl.errors import AgentBroke, PoolError
+from guestctl.errors import AgentBroke, GuestHung, GuestLost, PoolError
 from guestctl.facts import guest_facts, live_jobs, orphans, state_of
 from guestctl.guest import Guest
 from guestctl.jobs import parse_job_name
@@ -26,13 +26,17 @@ from guestctl.launch import any_alive, await_ready, end_guests, forget_share, st
 from guestctl.places import Places, private_directory
 from guestctl.plan import PoolOptions, ledger_path, own_shares, plan_pool
 from guestctl.processes import ProcessId
+from guestctl.retrying import in_guests
 from guestctl.rundir import GuestDir, PoolDir, flocked, pool_names
 from guestctl.spec import GuestSpec
 
 __all__ = ["DEFAULT_NAME", "Pool", "only_pool"]
 
 DEFAULT_NAME = "default"
+_Made = TypeVar("_Made")
 _LEASE_POLL = 0.01
+# Within so many seconds a guest that can be leased says that it is there.
+_GREETING = 15.0
 
 
 class Pool:
@@ -85,6 +89,11 @@ class Pool:
     @property
     def name(self) -> str:
         return self._dir.name
+
+    @property
+    def image(self) -> str:
+        """The id of the image that its guests have."""
+        return str(self._dir.spec().get("image", ""))
 
     @property
     def options(self) -> PoolOptions:
@@ -199,7 +208,7 @@ class Pool:
             lost = _is_lost(folder)
             if lost or (fresh and _worn(folder).exists()):
                 # Not from under somebody's orphan.
-                if not lost and live_jobs(folder):
+                if not lost and _busy(folder):
                     os.close(lease)
                     return None
                 self._replace(folder, fresh)
@@ -207,12 +216,28 @@ class Pool:
             if guest is None:
                 os.close(lease)
                 return None
-            _worn(folder).touch()
+            _worn(folder).touch(0o600)
         except BaseException:
             os.close(lease)
             raise
         record(folder.journal, "lease", guest=folder.name, pid=os.getpid())
         return guest
+
+    def call(
+        self,
+        work: Callable[[Guest], _Made],
+        *,
+        retries: int = 0,
+        timeout: float | None = None,
+        fresh: bool = False,
+    ) -> _Made:
+        """What `work` returns, given a leased guest; `timeout` and `fresh` are for the lease.
+
+        When the guest is lost meanwhile, `work` begins anew in another one, up to `retries` times;
+        a share that was the lost guest's own may be dirty then, see Share.dirt. Nothing else is
+        repeated, a failed command least of all. Raises what `lease` and `work` raise.
+        """
+        return in_guests(lambda: self.lease(timeout, fresh=fresh), work, retries)
 
     def adopt(self, job: str | None = None, *, orphan: float = 60.0) -> Guest:
         """The guest with an orphan, leased: `job` as `status` names it, or the only one there is.
@@ -302,7 +327,7 @@ class Pool:
         folders = self._dir.guests()
         if folders:
             # From here on nobody replaces the guests that we end.
-            _ending(self._dir).touch()
+            _ending(self._dir).touch(0o600)
         leashed = self._dir.spec().get("leashed")
         end_guests(folders)
         for folder in folders:
@@ -326,11 +351,23 @@ def _sweep(places: Places) -> None:
 
 
 def _connected(folder: GuestDir, lease: int, orphan: float) -> Guest | None:
-    """The guest, unless it is still busy, or has just been condemned: that is no other's harm."""
+    """The guest, unless it is still busy, or turns out to be lost: that is no other's harm."""
     try:
-        return Guest.connect(folder, lease, orphan=orphan)
-    except AgentBroke:
+        return Guest.connect(folder, lease, orphan=orphan, timeout=_GREETING)
+    except (AgentBroke, GuestHung):
         return None
+    except GuestLost:
+        if not _is_lost(folder):
+            raise
+        return None
+
+
+def _busy(folder: GuestDir) -> bool:
+    """Whether somebody's orphan runs in a guest; one that cannot be asked has none to lose."""
+    try:
+        return bool(live_jobs(folder))
+    except (GuestLost, OSError):
+        return False
 
 
 def only_pool(places: Places) -> str:

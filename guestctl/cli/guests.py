@@ -93,14 +93,13 @@ def leased(options: dict[str, Any]) -> Iterator[Place]:
     if options["name"] is not None:
         raise UsageError("--name and --arch exclude each other")
     pool = _own_pool(options)
-    kept = False
+    place = None
     try:
         with pool.lease(options["lease_timeout"], orphan=orphan) as guest:
             place = Place(pool, guest, options["share"] is not None, own=True)
             yield place
-        kept = place.keep
     finally:
-        if not kept:
+        if place is None or not place.keep:
             pool.down()
 
 
@@ -111,7 +110,18 @@ def _own_pool(options: dict[str, Any]) -> Pool:
     name = f"kept-{secrets.token_hex(3)}" if options.get("keep_failed") else None
     model = options["security_model"] or "mapped-file"
     share = options["share"]
-    return Pool(options["arch"], 1, name=name, share=share, security_model=model, single=True)
+    return Pool(
+        options["arch"],
+        1,
+        name=name,
+        share=share,
+        security_model=model,
+        single=True,
+        # What a bundle asks for; nobody else does.
+        image=options.get("image", ""),
+        memory=options.get("memory"),
+        offload=options.get("offload", "auto"),
+    )
 
 
 def start(

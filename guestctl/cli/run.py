@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,7 @@ from guestctl.cli.guests import (
     user,
     wait,
 )
+from guestctl.cli.recording import compare, recorded, repeated
 from guestctl.errors import Detached, GuestctlError, GuestLost, UsageError
 from guestctl.spec import STATUS_BROKEN, Outcome, Result
 
@@ -50,6 +54,10 @@ SHELL = ("sh", "-c", "command -v bash >/dev/null && exec bash; exec sh")
     help="Fail when more of its compiler calls than that ran in the guest.",
 )
 @click.option("--result", metavar="FILE", help="Write how it ended to FILE, as JSON.")
+@click.option(
+    "--bundle", metavar="FILE", help="Record it in FILE, with its share as it was before."
+)
+@click.option("--from", "from_", metavar="FILE", help="Run what was recorded in FILE once more.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(command: tuple[str, ...], result: str | None, **options: Any) -> int:
     """Run a command in a guest, and exit with its status.
@@ -65,11 +73,13 @@ def run(command: tuple[str, ...], result: str | None, **options: Any) -> int:
       guestctl run --arch armv5l --debug-shell --keep-failed -- make
       guestctl run --tty -- bash
       guestctl run --attach g0:3
+      guestctl run --arch armv5l --share ./tree --bundle failed.bundle -- make -C /work
+      guestctl run --from failed.bundle
     """
     argv = tuple(os.fsencode(word) for word in command)
     _check(command, options)
     try:
-        made = _attached(options) if options["attach"] else _run(command, options)
+        made = _attached(options) if options["attach"] else _recorded_or_not(command, options)
     except KeyboardInterrupt:
         made = Result(argv, "signalled", 130, signal=2, error="interrupted")
     except Detached as error:
@@ -79,6 +89,11 @@ def run(command: tuple[str, ...], result: str | None, **options: Any) -> int:
         raise
     except GuestctlError as error:
         made = _broken(argv, error)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = f"{error.filename!s}: " if error.filename else ""
+        made = _broken(argv, GuestctlError(f"{name}{error.strerror or error}"))
     else:
         if made.error:
             sys.stderr.write(f"guestctl: {made.describe()}\n")
@@ -92,10 +107,10 @@ def run(command: tuple[str, ...], result: str | None, **options: Any) -> int:
 def _check(command: tuple[str, ...], options: dict[str, Any]) -> None:
     """Raises UsageError before any guest is started for nothing."""
     if options["attach"]:
-        if command or options["arch"]:
-            raise UsageError("--attach takes neither a COMMAND nor --arch")
+        if command or options["arch"] or options["bundle"] or options["from_"]:
+            raise UsageError("--attach takes no COMMAND, --arch, --bundle or --from")
         return
-    if not command:
+    if not command and not options["from_"]:
         raise UsageError("there is no command to run", hint="see guestctl run --help")
     environment(options["env"])
     user(options["user"])
@@ -116,23 +131,59 @@ def _broken(argv: tuple[bytes, ...], error: GuestctlError) -> Result:
     return Result(argv, outcome, STATUS_BROKEN, error=str(error))
 
 
+def _recorded_or_not(command: tuple[str, ...], options: dict[str, Any]) -> Result:
+    with repeated(command, options) as (argv, settled):
+        made = _run(argv, settled)
+    if options["from_"]:
+        compare(options["from_"], command, made)
+    return made
+
+
 def _run(command: tuple[str, ...], options: dict[str, Any]) -> Result:
-    with leased(options) as place, place.guest.mounted():
+    with (
+        leased(options) as place,
+        recorded(place, command, options) as tape,
+        _mounted(place, options),
+    ):
         limits = {name: options[name] for name in ("timeout", "idle_timeout")}
         process = start(place, command, options, tty=options["tty"], **limits)
         made = _finished(place, process, options, terminal=options["tty"])
-        made = place.guest.judge(process, made, options["max_local"])
+        made = tape.result = place.guest.judge(process, made, options["max_local"])
         if made.status and options["debug_shell"]:
             _debug(place, made, options)
         place.keep = bool(made.status and options["keep_failed"])
     if place.keep:
-        name = place.pool.name
-        sys.stderr.write(
-            f"guestctl: the guest is kept, with its share {place.guest.work.path}\n"
-            f"hint: guestctl shell --name {name} enters it, guestctl pool down --name {name}"
-            " ends it\n"
-        )
+        _say_kept(place, "enters it")
     return made
+
+
+@contextmanager
+def _mounted(place: Place, options: dict[str, Any]) -> Iterator[None]:
+    """The share is mounted; says so where an earlier guest died with it, or this one does."""
+    work = place.guest.work
+    if place.at_share and (dirt := work.dirt):
+        sys.stderr.write(
+            f"guestctl: warning: {work.path} is dirty: {dirt}\n"
+            f"hint: guestctl virtfs check {shlex.quote(str(work.path))} shows what is known of it,"
+            " and repair takes it as it is\n"
+        )
+    try:
+        with place.guest.mounted():
+            yield
+    except GuestLost:
+        if options["keep_failed"]:
+            place.keep = True
+            _say_kept(place, "starts another with the same share")
+        raise
+
+
+def _say_kept(place: Place, shell: str) -> None:
+    name = place.pool.name
+    sys.stderr.write(
+        f"guestctl: the guest is kept, with its share {place.guest.work.path}\n"
+        f"hint: guestctl shell --name {name} {shell}, guestctl pool down --name {name}"
+        " ends it\n"
+    )
 
 
 def _finished(place: Place, process: Process, options: dict[str, Any], *, terminal: bool) -> Result:
