@@ -122,3 +122,20 @@ def test_every_case_of_the_format_has_a_test_of_its_number() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_translate_*.py"))
     assert cases == set(range(1, 41))
     assert {int(number) for number in re.findall(r"def test_case_(\d+)_", tests)} == cases
+
+
+def test_every_fault_has_its_test() -> None:
+    """Each row of the table in docs/reliability.md names tests that there are."""
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    part = text.split("\n## Faults", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in part.splitlines() if line.startswith("| ")]
+    head, *found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert head == ["fault", "detection", "caller", "guest", "share", "test"]
+    assert len(found) > 40
+    for row in found:
+        assert len(row) == len(head) and all(row), row
+        tests = re.findall(r"`([\w/]+\.py)::(\w+)`", row[-1])
+        assert tests, row
+        for file, name in tests:
+            written = (ROOT / "tests" / file).read_text()
+            assert re.search(rf"^def {name}\(", written, re.MULTILINE), f"{row[0]}: {file}::{name}"

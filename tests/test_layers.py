@@ -22,9 +22,9 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(("offload", "process", "services"), 3),
     **dict.fromkeys(("bundle", "image", "imaging", "system", "toolchain", "translate"), 3),
     **dict.fromkeys(("memory",), 2),
-    **dict.fromkeys(("template",), 3),
+    **dict.fromkeys(("reproduction", "retrying", "template"), 3),
     **dict.fromkeys(("cloning",), 4),
-    **dict.fromkeys(("builder",), 4),
+    **dict.fromkeys(("builder", "soak"), 4),
     **dict.fromkeys(("examine", "keeper", "launch", "plan", "pool", "probes", "supervisor"), 4),
     **dict.fromkeys(("__init__", "__main__", "cli"), 5),
 }

@@ -18,6 +18,7 @@ __all__ = ["main", "program"]
 _NOUNS = {
     "agent": ("agent", "group", "Put the agent on a board or another machine."),
     "artifact": ("artifact", "group", "Look at what was built, take it out, remove it."),
+    "bench": ("bench", "group", "Put guests under load, and see what holds."),
     "build": ("build", "build", "Build components from definitions, in pristine guests."),
     "console": ("console", "console", "Show the console of a guest's kernel, and type into it."),
     "doctor": ("doctor", "doctor", "Check what this host has and lacks."),
