@@ -2,6 +2,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 GUESTCTL := $(BIN)/guestctl
+# Processes that share the tests. More than two processors are not needed: guests wait a lot.
+WORKERS := 3
 
 .PHONY: help setup demo test test-here fuzz lint bench clean
 
@@ -32,7 +34,7 @@ test-here: setup
 	$(GUESTCTL) image build armv5l
 	$(GUESTCTL) image build x86_64
 	@tools/beside.sh "decoders of both sides, fuzzed for a minute" tools/fuzz.sh 60 -- \
-		$(BIN)/python -m pytest $(PYTEST)
+		$(BIN)/python -m pytest --numprocesses $(WORKERS) $(PYTEST)
 
 fuzz: setup
 	tools/fuzz.sh $(or $(SECONDS),60)

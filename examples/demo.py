@@ -19,6 +19,7 @@ from guestctl import Guest, GuestctlError, Pool, collect, stage
 from guestctl.packages import Archive
 from guestctl.places import Places
 from guestctl.recipe import parse_lock
+from guestctl.rundir import pool_names
 
 ARCH = "armv5l"
 POOL = "demo"
@@ -104,6 +105,18 @@ def show(artifact: Path) -> None:
                     raise GuestctlError("what was built is not for ARM")
 
 
+def down(places: Places) -> None:
+    """Takes the pool down, and looks whether anything of it is left."""
+    known = [facts["qemu_pid"] for facts in Pool.attach(POOL).status() if facts["qemu_pid"]]
+    guestctl("pool", "down", "--name", POOL)
+    alive = [pid for pid in known if Path(f"/proc/{pid}").exists()]
+    folders = (places.runtime / "pools" / POOL, places.cache / "shares" / POOL)
+    files = [path for path in folders if path.exists()]
+    if alive or files:
+        raise GuestctlError(f"something is left of the pool: processes {alive}, files {files}")
+    say(f"nothing is left of the pool's {len(known)} guests")
+
+
 def table(rows: list[Built]) -> None:
     print(f"\n{'package':10} {'guest':6} {'stage':>8} {'build':>9} {'collect':>8}  artifact")
     for row in rows:
@@ -130,6 +143,9 @@ def main() -> int:
     tarballs = {entry.name: path for entry, path in archive.fetch(entries).items()}
     for entry in entries:
         say(f"{entry.name} {entry.version}: SHA-256 {entry.sha256[:16]}… as locked")
+    if POOL in pool_names(places.runtime):
+        # Of a demo that was killed.
+        down(places)
     guestctl("pool", "up", "-n", str(len(COMMANDS)), "--arch", ARCH, "--name", POOL)
     try:
         with ThreadPoolExecutor(len(COMMANDS)) as workers:
@@ -138,7 +154,7 @@ def main() -> int:
         show(next(row.artifact for row in rows if row.package == "hello"))
         guestctl("offload", "report", "--name", POOL)
     finally:
-        guestctl("pool", "down", "--name", POOL)
+        down(places)
     table(rows)
     return 0
 

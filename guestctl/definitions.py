@@ -201,7 +201,14 @@ _READERS = {
 
 def parse_definition(text: str, file: str) -> Chunk | Stratum | System | Defaults:
     """Reads one file; raises DefinitionError that names file, line and key."""
-    document = Document(text, file, what="definition", error=DefinitionError, readers=_READERS)
+    document = Document(
+        text,
+        file,
+        what="definition",
+        error=DefinitionError,
+        readers=_READERS,
+        guide="docs/definitions.md says what a definition has",
+    )
     if file.rpartition("/")[2] == "DEFAULTS":
         defaults: Defaults = document.record(document.root, Defaults)
         return defaults

@@ -32,7 +32,8 @@ def place() -> Any:
 
 
 class Document:
-    """One YAML text. `readers` adds to the annotations that are understood.
+    """One YAML text. `readers` adds to the annotations that are understood, `guide` is the hint of
+    errors that have none of their own.
 
     :raise GuestctlError: as `error`, from every method: `FILE:LINE: KEY: what is wrong`.
     """
@@ -45,8 +46,10 @@ class Document:
         what: str,
         error: type[GuestctlError],
         readers: Mapping[str, Read] | None = None,
+        guide: str = "",
     ) -> None:
         self.file = file
+        self._guide = guide
         self._what = what
         self._error = error
         self._readers = {**_READERS, **(readers or {})}
@@ -59,16 +62,18 @@ class Document:
             mark = getattr(error, "problem_mark", None)
             line = mark.line + 1 if mark else 1
             problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-            raise self._error(f"{self.file}:{line}: not YAML: {problem}") from None
+            raise self._error(
+                f"{self.file}:{line}: not YAML: {problem}", hint=self._guide
+            ) from None
         if node is None:
-            raise self._error(f"{self.file}:1: the {self._what} is empty")
+            raise self._error(f"{self.file}:1: the {self._what} is empty", hint=self._guide)
         assert isinstance(node, yaml.Node)
         return node
 
     def fail(self, node: yaml.Node, key: str, problem: str, *, hint: str = "") -> GuestctlError:
         """The error that says what is wrong with `key` at `node`."""
         place = f"{self.file}:{node.start_mark.line + 1}"
-        return self._error(f"{place}: {key or self._what}: {problem}", hint=hint)
+        return self._error(f"{place}: {key or self._what}: {problem}", hint=hint or self._guide)
 
     def items(self, node: yaml.Node, key: str = "") -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """The keys of a mapping, each with the nodes of the key and of its value."""

@@ -209,7 +209,7 @@ def _check(options: PoolOptions, memory: int, most: int) -> None:
     if options.members and not options.key:
         raise UsageError("boards need a key", hint="--key FILE; guestctl agent key FILE makes one")
     if options.size < 1:
-        raise UsageError(f"a pool has at least one guest, not {options.size}")
+        raise UsageError(f"a pool has at least one guest, not {options.size}", hint="-n 1, or more")
     for what, given, known in (
         ("security model", options.security_model, _SECURITY_MODELS),
         ("channel", options.channel, tuple(CHANNELS)),

@@ -103,7 +103,14 @@ class Locked:
 
 def parse_recipe(text: str, file: str) -> Recipe:
     """Reads a recipe; raises ImageError that names file, line and key."""
-    document = Document(text, file, what="recipe", error=ImageError, readers=_READERS)
+    document = Document(
+        text,
+        file,
+        what="recipe",
+        error=ImageError,
+        readers=_READERS,
+        guide="docs/recipes.md says what a recipe has",
+    )
     recipe: Recipe = document.record(document.root, Recipe)
     return recipe
 

@@ -18,9 +18,15 @@ def check_share(path: Path) -> Path:
     if not path.exists():
         raise ShareError(f"the share {path} does not exist", hint=f"mkdir -p {path}")
     if not path.is_dir():
-        raise ShareError(f"the share {path} is not a directory")
+        raise ShareError(
+            f"the share {path} is not a directory",
+            hint="--share takes a folder, which may be empty",
+        )
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise ShareError(f"the share {path} is not writable by this user")
+        raise ShareError(
+            f"the share {path} is not writable by this user",
+            hint="a share needs no root: take a folder of your own",
+        )
     return path.resolve()
 
 

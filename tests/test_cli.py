@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,18 @@ def test_starting_imports_little() -> None:
     assert not heavy & set(done.stdout.split())
 
 
+def test_starting_takes_less_than_150_milliseconds() -> None:
+    """Of a processor, which on a quiet machine is the time that it takes."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert guestctl("--version").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(5)) < 0.15
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str) -> None:
     env = {**os.environ, "_GUESTCTL_COMPLETE": f"{shell}_source"}
@@ -75,6 +88,32 @@ def test_completion(shell: str) -> None:
         check=True,
     )
     assert "guestctl" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("guestctl po", "pool"),
+        ("guestctl pool st", "status"),
+        ("guestctl run --sh", "--share"),
+    ],
+)
+def test_completion_knows_nouns_verbs_and_options(words: str, wanted: str) -> None:
+    env = {
+        **os.environ,
+        "_GUESTCTL_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    done = subprocess.run(
+        [Path(sys.executable).parent / "guestctl"],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=60,
+        check=True,
+    )
+    assert f"plain,{wanted}" in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ from guestctl.cli.main import program
 from guestctl.definitions import BUILD_SYSTEMS, Chunk, Stratum, System
 from guestctl.recipe import parse_lock
 from guestctl.targets import TARGETS
+from guestctl.version import __version__
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -95,6 +97,32 @@ def test_the_demo_is_locked() -> None:
     lock = ROOT / "examples" / "demo.lock"
     names = {entry.name for entry in parse_lock(lock.read_text(), str(lock))}
     assert names == {"zlib", "lua5.4", "hello", "tinyxml2"}
+
+
+def test_packages_in_the_docs_have_the_locks_versions() -> None:
+    lock = ROOT / "examples" / "demo.lock"
+    versions = {}
+    for entry in parse_lock(lock.read_text(), str(lock)):
+        name = re.fullmatch(r"([a-z]+|tinyxml2)[0-9.]*", entry.name)
+        assert name
+        versions[name[1]] = re.findall(r"^(?:\d+:)?([\d.]*\d)", entry.version)[0]
+    told = {
+        (page.name, name, version.strip("."))
+        for page in PAGES
+        for name, version in re.findall(r"\b([a-z]+2?)-(\d[\d.]*)", page.read_text())
+        if name in versions
+    }
+    assert {"hello", "zlib"} <= {name for _page, name, _version in told}
+    assert {each for each in told if each[2] != versions[each[1]]} == set()
+
+
+def test_versions_of_our_own() -> None:
+    log = (ROOT / "CHANGELOG.md").read_text()
+    assert re.findall(r"^## (\S+)", log, re.MULTILINE)[0] == __version__
+    assert PROTOCOL.startswith(f"# The agent protocol, version {wire.VERSION}\n")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (python,) = re.findall(r"Python (3\.\d+)", (ROOT / "docs" / "hacking.md").read_text())
+    assert project["requires-python"] == f">={python}"
 
 
 @pytest.mark.parametrize("arch", sorted(TARGETS))

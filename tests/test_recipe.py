@@ -58,6 +58,7 @@ def test_a_broken_recipe_names_file_line_and_key(old: str, new: str, key: str, w
     with pytest.raises(ImageError) as caught:
         parse_recipe(text, "images/x.yaml")
     assert str(caught.value) == f"images/x.yaml:{number}: {key}: {what}"
+    assert caught.value.hint
 
 
 def test_an_unknown_key_gets_the_known_ones_as_a_hint() -> None:
@@ -73,8 +74,9 @@ def test_a_missing_key_is_named() -> None:
 
 @pytest.mark.parametrize("text", ["", "a: [", "- a\n- b\n", "\t"])
 def test_what_is_no_recipe_at_all_is_refused(text: str) -> None:
-    with pytest.raises(ImageError, match=r"^x\.yaml:\d+: "):
+    with pytest.raises(ImageError, match=r"^x\.yaml:\d+: ") as caught:
         parse_recipe(text, "x.yaml")
+    assert caught.value.hint
 
 
 def test_a_lock_comes_back_as_it_was_written() -> None:

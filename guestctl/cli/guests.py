@@ -173,7 +173,7 @@ def environment(variables: tuple[str, ...]) -> dict[str, str]:
     for variable in variables:
         name, equals, value = variable.partition("=")
         if not name:
-            raise UsageError(f"--env takes K=V, not {variable!r}")
+            raise UsageError(f"--env takes K=V, not {variable!r}", hint="as in --env CFLAGS=-O1")
         made[name] = value if equals else os.environ.get(name, "")
     return made
 
@@ -182,7 +182,9 @@ def user(text: str) -> tuple[int, int]:
     """`--user UID:GID` as numbers; one alone stands for both."""
     uid, colon, gid = text.partition(":")
     if not uid.isdigit() or not (gid.isdigit() or not colon):
-        raise UsageError(f"--user takes UID:GID as numbers, not {text!r}")
+        raise UsageError(
+            f"--user takes UID:GID as numbers, not {text!r}", hint="as in --user 1000:1000"
+        )
     return int(uid), int(gid) if colon else int(uid)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import signal
 import sys
@@ -31,6 +32,8 @@ _NOUNS = {
     "toolchain": ("toolchain", "group", "Install and check cross compilers for the guests."),
     "virtfs": ("virtfs", "group", "Turn archives into shared trees, and back."),
 }
+
+_FULL = "free some space there, or set XDG_CACHE_HOME or XDG_RUNTIME_DIR to where there is more"
 
 
 class _Nouns(click.Group):
@@ -104,7 +107,8 @@ def main() -> NoReturn:
         if settings["debug"]:
             raise
         name = f"{error.filename!s}: " if error.filename else ""
-        _fail(f"{name}{error.strerror or error}", "--debug shows where", 1)
+        hint = _FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else "--debug shows where"
+        _fail(f"{name}{error.strerror or error}", hint, 1)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -38,6 +38,12 @@ __all__ = ["run"]
 # Whatever shell there is: in a --root it may only be the one of /tools.
 SHELL = ("sh", "-c", "command -v bash >/dev/null && exec bash; exec sh")
 
+# What a command cannot start for, and what is to be known of it.
+_HINTS = (
+    ("the working directory", "--cwd is a path in the guest, or in its --root; --share is /work"),
+    ("the root directory", "--root is a path in the guest; --share is /work"),
+)
+
 
 @click.command(context_settings={"ignore_unknown_options": False})
 @guest_options
@@ -97,6 +103,7 @@ def run(command: tuple[str, ...], result: str | None, **options: Any) -> int:
     else:
         if made.error:
             sys.stderr.write(f"guestctl: {made.describe()}\n")
+            sys.stderr.writelines(f"hint: {hint}\n" for what, hint in _HINTS if what in made.error)
     if result:
         with open(result, "w", encoding="utf-8") as file:
             json.dump(made.as_json(), file, indent=2)

@@ -36,14 +36,13 @@ def x86_64_image(places: Places) -> image.Image:
 @pytest.fixture(scope="session")
 def pool(armv5l_image: image.Image, places: Places) -> Iterator[Pool]:
     """One guest for all tests that leave it as they found it."""
-    name = f"tests-{CHANNEL}-{armv5l_image.id}"
-    with Pool(ARCH, 1, name=name, places=places, channel=CHANNEL) as made:
+    with Pool(ARCH, 1, places=places, channel=CHANNEL) as made:
         yield made
 
 
 @pytest.fixture
 def guest(pool: Pool) -> Iterator[Guest]:
-    with pool.lease(timeout=30) as leased:
+    with pool.lease(timeout=120) as leased:
         yield leased
 
 
@@ -54,6 +53,6 @@ def shared_guest(
     """A pristine guest under each security model."""
     with (
         Pool(ARCH, 1, places=places, security_model=request.param, channel=CHANNEL) as made,
-        made.lease(timeout=30) as leased,
+        made.lease(timeout=120) as leased,
     ):
         yield leased

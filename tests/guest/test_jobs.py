@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from guestctl import Pool, PoolError, journal
 from guestctl.image import Image
 from guestctl.places import Places
 from guestctl.wire import CREDIT_WINDOW
+from tests.fairness import FOREVER, until
 from tests.guest.conftest import CHANNEL
 
 GUESTCTL = [sys.executable, "-m", "guestctl"]
@@ -30,13 +31,6 @@ def ours(armv5l_image: Image, places: Places) -> Iterator[Pool]:
     """A pool that other modules' tests do not look into: its journal is counted here."""
     with Pool("armv5l", 1, name=f"jobs-{os.getpid()}", places=places, channel=CHANNEL) as made:
         yield made
-
-
-def until(done: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def state(pool: Pool) -> str:
@@ -91,7 +85,7 @@ def test_a_caller_that_is_killed_leaves_an_orphan_that_run_takes_over(ours: Pool
         [*GUESTCTL, "run", "--name", ours.name, "--attach", job],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=120,
+        timeout=FOREVER,
         check=False,
     )
     assert taken.returncode == 6, taken.stderr
@@ -117,8 +111,8 @@ def test_an_orphan_is_killed_when_its_time_is_over(ours: Pool) -> None:
     beat = "while :; do date +%s%N >/tmp/orphan; sleep 0.05; done"
     killed(ours, "--orphan-timeout", "1.5", "--", "sh", "-c", f"echo up; {beat}")
     # The lease is given when it is gone, and not before.
-    with ours.lease(timeout=60) as guest:
-        first = guest.run(["cat", "/tmp/orphan"], timeout=60).check().stdout
+    with ours.lease(timeout=FOREVER) as guest:
+        first = guest.run(["cat", "/tmp/orphan"], timeout=FOREVER).check().stdout
         assert guest.run(["sh", "-c", "sleep 0.5; cat /tmp/orphan"]).check().stdout == first
 
 
@@ -127,7 +121,7 @@ def test_nobody_takes_over_what_is_in_use_or_is_not_there(ours: Pool) -> None:
         ours.adopt()
     with pytest.raises(PoolError, match="no orphan"):
         ours.adopt("g0:77")
-    with ours.lease(30) as guest:
+    with ours.lease(FOREVER) as guest:
         process = guest.start(["sleep", "100"])
         with pytest.raises(PoolError, match="another process"):
             ours.adopt(process.name)
@@ -138,13 +132,13 @@ def test_nobody_takes_over_what_is_in_use_or_is_not_there(ours: Pool) -> None:
 def test_two_orphans_of_one_guest(ours: Pool) -> None:
     script = (
         "from guestctl import Pool; import time\n"
-        f"guest = Pool.attach({ours.name!r}).lease(60)\n"
+        f"guest = Pool.attach({ours.name!r}).lease({FOREVER})\n"
         "for n in (3, 4): guest.start(['sh', '-c', f'sleep 1; echo {n}; exit {n}'])\n"
-        "print('up', flush=True); time.sleep(100)"
+        "guest.ping(); print('up', flush=True); time.sleep(100)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
-        holder.stdout.readline()
+        assert holder.stdout.readline() == b"up\n"
         holder.kill()
     until(lambda: state(ours) == "orphaned")
     with ours.adopt() as guest:
@@ -152,7 +146,8 @@ def test_two_orphans_of_one_guest(ours: Pool) -> None:
         with pytest.raises(PoolError, match="name one"):
             guest.attach()
         results = [guest.attach(number).wait() for number in guest.orphans]
-    assert [(result.stdout, result.status) for result in results] == [(b"3\n", 3), (b"4\n", 4)]
+    ends = sorted((result.stdout, result.status) for result in results)
+    assert ends == [(b"3\n", 3), (b"4\n", 4)]
 
 
 def test_an_orphan_keeps_the_share_until_it_has_ended(ours: Pool) -> None:
@@ -163,23 +158,23 @@ def test_an_orphan_keeps_the_share_until_it_has_ended(ours: Pool) -> None:
         guest.attach(stdin=None).wait().check()
     # Unmounted with the release, so the host sees all of it.
     assert (share / "file").read_bytes() == b"made\n"
-    with ours.lease(30) as guest:
+    with ours.lease(FOREVER) as guest:
         assert not guest.work.mounted
         with guest.mounted():
-            guest.run(["rm", "/work/file"], timeout=60).check()
+            guest.run(["rm", "/work/file"], timeout=FOREVER).check()
 
 
 def test_released_with_a_command_under_way(ours: Pool) -> None:
     """The lease is given back in order: then nobody will ask for the command any more."""
-    with ours.lease(30) as guest:
+    with ours.lease(FOREVER) as guest:
         guest.start(["sleep", "1000"])
     assert state(ours) in ("ready", "orphaned")
-    with ours.lease(10) as guest:
-        assert guest.run(["true"], timeout=60).status == 0
+    with ours.lease(FOREVER) as guest:
+        assert guest.run(["true"], timeout=FOREVER).status == 0
 
 
 def test_status_shows_the_job_and_what_it_does(ours: Pool) -> None:
-    with ours.lease(30) as guest:
+    with ours.lease(FOREVER) as guest:
         sink = io.BytesIO()
         script = "head -c 100000 /dev/zero; sleep 1000"
         process = guest.start(["sh", "-c", script], stdout=sink, timeout=99)
@@ -205,14 +200,14 @@ def test_status_shows_the_job_and_what_it_does(ours: Pool) -> None:
 
 
 def test_the_watch_has_plain_lines_in_a_pipe(ours: Pool) -> None:
-    with ours.lease(30) as guest:
+    with ours.lease(FOREVER) as guest:
         process = guest.start(["sh", "-c", "while :; do :; done"])
         argv = [*GUESTCTL, "pool", "status", "--watch", "--interval", "0.3", "--name", ours.name]
         with subprocess.Popen(argv, stdout=subprocess.PIPE) as watch:
             assert watch.stdout is not None
             lines = [watch.stdout.readline().decode() for _ in range(8)]
             watch.send_signal(signal.SIGINT)
-            assert watch.wait(30) == 0
+            assert watch.wait(FOREVER) == 0
         process.cancel()
         process.wait()
     row = lines[-1].split()
@@ -228,13 +223,13 @@ def test_events_are_followed_until_the_pool_is_down(armv5l_image: Image, places:
         follower = subprocess.Popen(argv, stdout=subprocess.PIPE)
         assert follower.stdout is not None
         lines = [json.loads(follower.stdout.readline()) for _ in range(2)]
-        with pool.lease(30) as guest:
-            guest.run(["sh", "-c", "exit 3"], timeout=60)
-        with pool.lease(60, fresh=True) as guest:
+        with pool.lease(FOREVER) as guest:
+            guest.run(["sh", "-c", "exit 3"], timeout=FOREVER)
+        with pool.lease(FOREVER, fresh=True) as guest:
             os.kill(pool.status()[0]["qemu_pid"], signal.SIGKILL)
             until(lambda: state(pool) == "lost")
             assert guest.name == "g0"
-    out, _ = follower.communicate(timeout=60)
+    out, _ = follower.communicate(timeout=FOREVER)
     lines += [json.loads(line) for line in out.splitlines()]
     assert follower.returncode == 0
     assert [line["event"] for line in lines] == [
@@ -255,7 +250,7 @@ def test_the_result_file_has_all_of_it(ours: Pool, tmp_path: Path) -> None:
         capture_output=True,
         stdin=subprocess.DEVNULL,
         check=False,
-        timeout=120,
+        timeout=FOREVER,
     )
     facts = json.loads(result.read_text())
     assert done.returncode == facts["status"] == 124
@@ -276,11 +271,11 @@ def test_an_interrupt_of_the_command_line_keeps_the_guest(ours: Pool) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=FOREVER)
     assert process.returncode == 130
     assert b"interrupted" in err
-    with ours.lease(30) as guest:
-        first = guest.run(["cat", "/tmp/beat"], timeout=60).check().stdout
+    with ours.lease(FOREVER) as guest:
+        first = guest.run(["cat", "/tmp/beat"], timeout=FOREVER).check().stdout
         assert guest.run(["sh", "-c", "sleep 0.5; cat /tmp/beat"]).check().stdout == first
     assert ours.status()[0]["qemu_pid"] == qemu
 
@@ -298,7 +293,7 @@ def test_a_second_interrupt_ends_the_guest(armv5l_image: Image, places: Places) 
         assert b"again" in process.stderr.readline()
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=FOREVER)
         assert process.returncode == 130
         until(lambda: state(pool) == "lost")
         assert not Path(f"/proc/{qemu}").exists()
@@ -319,7 +314,7 @@ def test_a_guest_whose_command_failed_is_kept(armv5l_image: Image, tmp_path: Pat
     assert found, done.stderr
     name = found[1].decode()
     try:
-        with Pool.attach(name).lease(30) as guest:
-            assert guest.run(["cat", "/tmp/left"], timeout=60).check().stdout == b"here\n"
+        with Pool.attach(name).lease(FOREVER) as guest:
+            assert guest.run(["cat", "/tmp/left"], timeout=FOREVER).check().stdout == b"here\n"
     finally:
-        subprocess.run([*GUESTCTL, "pool", "down", "--name", name], check=True, timeout=60)
+        subprocess.run([*GUESTCTL, "pool", "down", "--name", name], check=True, timeout=FOREVER)

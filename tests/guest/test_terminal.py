@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from guestctl import Pool
+from tests.fairness import FOREVER
 
 GUESTCTL = f"{shlex.quote(sys.executable)} -m guestctl"
 
@@ -50,7 +51,7 @@ class Tmux:
     def screen(self) -> str:
         return self("capture-pane", "-p")
 
-    def until(self, done: Callable[[str], object], seconds: float = 60) -> str:
+    def until(self, done: Callable[[str], object], seconds: float = FOREVER) -> str:
         deadline = time.monotonic() + seconds
         while not done(screen := self.screen()):
             assert time.monotonic() < deadline, screen
@@ -60,6 +61,19 @@ class Tmux:
     def sees(self, text: str) -> str:
         """Waits for a line that begins with `text`: not the echo of what was typed."""
         return self.until(lambda screen: re.search(f"^{re.escape(text)}", screen, re.MULTILINE))
+
+    def twice(self, text: str) -> None:
+        """Types a line until what runs repeats it: what is typed while a shell still has the
+        terminal's modes is no whole line to a program."""
+        typed = 0
+        deadline = time.monotonic() + FOREVER
+        while self.screen().count(text) <= typed:
+            assert time.monotonic() < deadline, self.screen()
+            self.line(text)
+            typed += 1
+            for _ in range(20):
+                if self.screen().count(text) <= typed:
+                    time.sleep(0.1)
 
     def back(self) -> None:
         """Waits until the host's shell waits for a command."""
@@ -94,16 +108,13 @@ def test_a_shell_is_a_shell(tmux: Tmux, pool: Pool) -> None:
     tmux.type("", "C-c")
     tmux.line("echo after")
     tmux.sees("after")
-    # Ctrl-Z, jobs, fg: job control.
+    # Ctrl-Z, jobs, fg: job control. What cat repeats shows that the terminal is cat's.
     tmux.line("cat")
-    time.sleep(0.5)
+    tmux.twice("first line")
     tmux.type("", "C-z")
     tmux.sees("[1]+  Stopped")
     tmux.line("fg")
-    # What is typed before the shell has given the terminal's modes back is no whole line to cat.
-    time.sleep(2)
-    tmux.line("through cat")
-    tmux.until(lambda screen: screen.count("through cat") == 2)
+    tmux.twice("through cat")
     tmux.type("", "C-d")
     # The size follows, while something runs too.
     tmux.line("trap 'stty size' WINCH; echo ready")
@@ -168,26 +179,23 @@ def test_a_shell_where_a_command_failed(tmux: Tmux, pool: Pool) -> None:
 
 
 def test_ctrl_c_on_the_command_line_keeps_the_guest(tmux: Tmux, pool: Pool) -> None:
-    script = "setsid sh -c 'while :; do date +%s%N >/tmp/alive; sleep 0.1; done' & sleep 1000"
+    beat = "setsid sh -c 'while :; do date +%s%N >/tmp/alive; sleep 0.1; done' &"
+    script = f"{beat} until test -e /tmp/alive; do sleep 0.1; done; echo up; sleep 1000"
     tmux.line(f"{GUESTCTL} run --name {pool.name} -- sh -c {shlex.quote(script)}")
-    deadline = time.monotonic() + 60
-    while not pool.status()[0]["job"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(1)
+    tmux.sees("up")
     tmux.type("", "C-c")
     tmux.until(lambda screen: "interrupted" in screen)
     tmux.back()
     tmux.line("echo status $?")
     tmux.sees("status 130")
-    with pool.lease(60) as guest:
+    with pool.lease(FOREVER) as guest:
         first = guest.run(["cat", "/tmp/alive"], timeout=60).check().stdout
         second = guest.run(["sh", "-c", "sleep 1; cat /tmp/alive"], timeout=60).check().stdout
         assert first == second
 
 
 def test_the_watch_is_a_live_table(tmux: Tmux, pool: Pool) -> None:
-    with pool.lease(60) as guest:
+    with pool.lease(FOREVER) as guest:
         process = guest.start(["sh", "-c", "while :; do :; done # [bold]"])
         tmux("resize-window", "-x", "140", "-y", "24")
         tmux.line(f"clear; {GUESTCTL} pool status --watch --interval 0.2 --name {pool.name}")
@@ -202,7 +210,7 @@ def test_the_watch_is_a_live_table(tmux: Tmux, pool: Pool) -> None:
 
 
 def test_the_console_beside_a_command(tmux: Tmux, pool: Pool) -> None:
-    with pool.lease(60) as guest:
+    with pool.lease(FOREVER) as guest:
         tmux.line(f"{GUESTCTL} console {guest.name} --name {pool.name}")
         tmux.until(lambda screen: "Ctrl-C leaves" in screen)
         guest.run(["sh", "-c", "echo from-kmsg >/dev/kmsg; echo hello >/dev/console"], timeout=60)
@@ -218,7 +226,7 @@ def test_the_console_beside_a_command(tmux: Tmux, pool: Pool) -> None:
 
 
 def test_the_console_without_a_terminal(pool: Pool) -> None:
-    with pool.lease(60) as guest:
+    with pool.lease(FOREVER) as guest:
         guest.run(["sh", "-c", "echo spoken >/dev/console"], timeout=60).check()
     argv = [sys.executable, "-m", "guestctl", "console", "g0", "--name", pool.name]
     deadline = time.monotonic() + 60
@@ -247,7 +255,7 @@ def test_a_terminal_is_asked_for(pool: Pool, argv: list[str]) -> None:
 
 
 def test_a_terminal_from_the_library(pool: Pool) -> None:
-    with pool.lease(60) as guest:
+    with pool.lease(FOREVER) as guest:
         argv = ["sh", "-c", "stty size; echo $TERM; test -t 0 && test -t 1 && test -t 2"]
         result = guest.run(argv, tty=True, window=(12, 34), timeout=60).check()
         assert result.stdout == b"12 34\r\nxterm-256color\r\n"
