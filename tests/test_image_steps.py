@@ -74,7 +74,7 @@ def test_a_program_has_a_deadline(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(ImageError, match=r"sleep took more than"):
         workshop(tmp_path).make("a", {}, work)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50
 
 
 def test_a_failure_ends_the_other_steps(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_failure_ends_the_other_steps(tmp_path: Path) -> None:
     thread.start()
     with pytest.raises(ImageError):
         shop.make("bad", {}, lambda step: step.run(["false"]))
-    thread.join(10)
+    thread.join(50)
     assert "another step failed" in str(caught[0])
 
 
@@ -109,7 +109,7 @@ def test_two_builders_make_a_step_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert count == [1]
 
 
@@ -132,12 +132,12 @@ def test_a_killed_build_leaves_nothing_that_counts_and_starts_clean(tmp_path: Pa
         assert builder.stdout and builder.stdout.readline() == "made half\n"
         time.sleep(0.3)
         os.kill(builder.pid, signal.SIGKILL)
-        builder.wait(10)
+        builder.wait(50)
     # The lock is free once its program, which is told to end, has done so.
     began = time.monotonic()
     place = workshop(tmp_path).make("a", {}, touch)
     assert [path.name for path in place.iterdir()] == ["made"]
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50
 
 
 def test_what_killed_builds_left_is_swept_but_not_what_is_being_made(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_no_process() -> None:
 def test_wait_has_a_deadline() -> None:
     begin = time.monotonic()
     assert not ProcessId.of(os.getpid()).wait(0.1)
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 60
 
 
 def test_time_with_a_processor_and_time_without() -> None:

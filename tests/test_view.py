@@ -448,7 +448,7 @@ def zombie(pid: int) -> bool:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -461,7 +461,7 @@ def test_a_cancelled_call_leaves_nothing(bench: Bench) -> None:
         ending = pool.submit(bench.view.call, call)
         wait_for(lambda: len(processes_of(bench.view.pid)) >= len(before) + 4)
         bench.view.cancel(call)
-        assert ending.result(30).trouble == "cancelled"
+        assert ending.result(120).trouble == "cancelled"
     wait_for(lambda: processes_of(bench.view.pid) == before)
     assert bench.call("say", "still here").status == 0
 
@@ -476,8 +476,8 @@ def test_a_call_that_waits_for_others_can_be_cancelled(open_view: Callable[..., 
         time.sleep(0.1)
         bench.view.cancel(second)
         bench.view.cancel(first)
-        assert running.result(30).trouble == "cancelled"
-        assert waiting.result(30).trouble == "cancelled"
+        assert running.result(120).trouble == "cancelled"
+        assert waiting.result(120).trouble == "cancelled"
 
 
 def test_what_a_tool_leaves_running_ends_with_it(bench: Bench) -> None:
@@ -494,7 +494,7 @@ def test_time_is_limited(open_view: Callable[..., Bench]) -> None:
 
 
 def test_memory_processes_and_space_are_limited(open_view: Callable[..., Bench]) -> None:
-    limits = Limits(seconds=5, memory=64 << 20, processes=4, calls=2, written=8 << 20, entries=50)
+    limits = Limits(seconds=60, memory=64 << 20, processes=4, calls=2, written=8 << 20, entries=50)
     bench = open_view(limits=limits)
     assert int(bench.call("hog").stdout) < 64
     before = processes_of(bench.view.pid)
@@ -505,7 +505,7 @@ def test_memory_processes_and_space_are_limited(open_view: Callable[..., Bench])
         time.sleep(0.1)
         assert len(processes_of(bench.view.pid)) <= len(before) + 4 * 2 + 1
         bench.view.cancel(call)
-        ending.result(30)
+        ending.result(120)
     assert bench.call("fill", "/work/big").stderr.split()[-1] in (b"ENOSPC", b"EFBIG")
     sparse = [word for n in range(4) for word in ("write", f"/work/{n}", "x", "truncate",
               f"/work/{n}", str(7 << 20))]  # fmt: skip
@@ -528,7 +528,7 @@ def test_the_worker_s_end_ends_calls(bench: Bench) -> None:
         mine = processes_of(bench.view.pid)
         bench.view.close()
         with pytest.raises(ViewError):
-            ending.result(30)
+            ending.result(120)
     wait_for(lambda: not alive(mine))
 
 
