@@ -2,10 +2,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 GUESTCTL := $(BIN)/guestctl
-# Processes that share the tests. More than two processors are not needed: guests wait a lot.
-WORKERS := 3
 
-.PHONY: help setup demo test test-here fuzz lint bench clean
+.PHONY: help setup demo test test-here fuzz lint bench proof clean \
+	checked-style checked-guest-init checked-host-view
 
 help:
 	@echo "make demo    builds four packages in four ARMv5 guests"
@@ -23,18 +22,23 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 # Tests run as an ordinary user; root gets one made for the purpose and a copy of the checkout.
+# `make test WORKERS=1 PYTEST=tests/test_wire.py`: by one process, that file only.
 test:
 	@tools/setup.sh --packages-only
 	@tools/as-user.sh make --no-print-directory test-here
 
 test-here: setup
-	@tools/step.sh "style" $(MAKE) --no-print-directory lint
-	@tools/step.sh "guest-init, with sanitizers" $(MAKE) --no-print-directory -C guest-init check
-	@tools/step.sh "host-view, with sanitizers" $(MAKE) --no-print-directory -C host-view check
+	@$(MAKE) --no-print-directory -j2 checked-style checked-guest-init checked-host-view
 	$(GUESTCTL) image build armv5l
 	$(GUESTCTL) image build x86_64
 	@tools/beside.sh "decoders of both sides, fuzzed for a minute" tools/fuzz.sh 60 -- \
-		$(BIN)/python -m pytest --numprocesses $(WORKERS) $(PYTEST)
+		$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),3) $(PYTEST)
+
+checked-style:
+	@tools/step.sh "style" $(MAKE) --no-print-directory lint
+
+checked-guest-init checked-host-view: checked-%:
+	@tools/step.sh "$*, with sanitizers" $(MAKE) --no-print-directory -C $* check
 
 fuzz: setup
 	tools/fuzz.sh $(or $(SECONDS),60)

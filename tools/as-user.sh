@@ -21,4 +21,4 @@ chown -R $user: "$copy"
 
 cd "$copy"
 exec runuser -u $user -- env -i HOME="$home" USER=$user LOGNAME=$user LANG=C.UTF-8 \
-    PATH=/usr/local/bin:/usr/bin:/bin CI="${CI:-}" PYTEST="${PYTEST:-}" "$@"
+    PATH=/usr/local/bin:/usr/bin:/bin CI="${CI:-}" PYTEST="${PYTEST:-}" WORKERS="${WORKERS:-}" "$@"
