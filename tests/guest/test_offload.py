@@ -183,10 +183,12 @@ def native(guest: Guest, places: Places, *scripts: str) -> list[bytes]:
     def answered(path: Path) -> bool:
         lock = None if path.exists() else flocked(path.with_suffix(".lock"))
         if lock is not None:
-            answer = guest.run(["bash", "-c", f"{NATIVE}\n{kept[path]}"], timeout=NATIVE_MOST)
-            aside = path.with_suffix(f".{os.getpid()}")
-            aside.write_bytes(answer.check().stdout)
-            aside.rename(path)
+            if not path.exists():
+                answer = guest.run(["bash", "-c", f"{NATIVE}\n{kept[path]}"], timeout=NATIVE_MOST)
+                aside = path.with_suffix(f".{os.getpid()}")
+                aside.write_bytes(answer.check().stdout)
+                aside.rename(path)
+            path.with_suffix(".lock").unlink()
             os.close(lock)
         return path.exists()
 
