@@ -23,7 +23,7 @@ enum {
 #define LAYERS "/scratch/layers"
 #define OPAQUE "trusted.overlay.opaque"
 
-static bool mounted;
+static int below = -1;			/* the lower folder, while a layer is mounted */
 
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *walk)
 {
@@ -36,7 +36,9 @@ void layer_forget(void)
 	static unsigned number;
 	char aside[40];
 
-	mounted = false;
+	if (below >= 0)
+		close(below);
+	below = -1;
 	snprintf(aside, sizeof(aside), "/scratch/gone-%u", number++);
 	if (rename(LAYERS, aside) < 0 || fork() != 0)
 		return;
@@ -50,7 +52,7 @@ int layer_mount(int lower, const char *at)
 {
 	char options[200];
 
-	if (mounted)
+	if (below >= 0)
 		return EBUSY;
 	if (mkdir(LAYERS, 0700) < 0 || mkdir(LAYERS "/upper", 0755) < 0 ||
 	    chmod(LAYERS "/upper", 0755) < 0 || mkdir(LAYERS "/work", 0755) < 0)
@@ -65,7 +67,7 @@ int layer_mount(int lower, const char *at)
 		layer_forget();
 		return error;
 	}
-	mounted = true;
+	below = fcntl(lower, F_DUPFD_CLOEXEC, 0);
 	return 0;
 }
 
@@ -98,11 +100,11 @@ static bool enters(const struct list *list, const char *path)
 	       S_ISDIR(st.st_mode) && lgetxattr(path, OPAQUE, word, sizeof(word)) < 0;
 }
 
-static bool is_folder(const char *path)
+static bool is_folder(int at, const char *path)
 {
 	struct stat st;
 
-	return lstat(path, &st) == 0 && S_ISDIR(st.st_mode);
+	return fstatat(at, path, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode);
 }
 
 static bool list_folder(struct list *list, const char *folder)
@@ -130,11 +132,14 @@ static bool list_folder(struct list *list, const char *folder)
 			fits = asprintf(&list->folders[list->count], "%s%s/", folder, name) >= 0;
 			list->count += fits;
 		} else {
-			fits = add_name(list, folder, name, is_folder(path) ? "/" : "");
+			fits = add_name(list, folder, name, is_folder(AT_FDCWD, path) ? "/" : "");
 		}
 	}
 	closedir(dir);
-	return fits && (!empty || !*folder || add_name(list, folder, "", ""));
+	/* One that is empty now, where something came and went, is the lower folder as it was. */
+	if (!empty || !*folder || is_folder(below, folder))
+		return fits;
+	return fits && add_name(list, folder, "", "");
 }
 
 static bool list_all(struct list *list)
@@ -154,7 +159,7 @@ bool layer_changes(char *to, size_t room, size_t *length)
 	struct list list = { .to = to, .room = room };
 
 	*length = 0;
-	if (!mounted)
+	if (below < 0)
 		return false;
 	if (!list_all(&list)) {
 		list = (struct list){ .to = to, .room = room, .shallow = true };

@@ -15,8 +15,8 @@ void layer_forget(void);
 
 /*
  * What has been written to it, as names ended by zero bytes: all but folders, and folders, with a
- * slash at the end, into which this list does not go: because they are empty, stand for another
- * folder in whole, or because there is too much. False: there is no layer, or no telling.
+ * slash at the end, into which this list does not go: because they are new and empty, stand for
+ * another folder in whole, or because there is too much. False: there is no layer, or no telling.
  */
 bool layer_changes(char *to, size_t room, size_t *length);
 

@@ -84,7 +84,8 @@ def test_the_host_compiles_until_the_layer_holds_what_it_cannot_see(based: Guest
     assert linked.st_nlink > 1
     with based.mounted(sysroot=FOLDERS):
         harmless = "mkdir -p /usr/lib/__pycache__ /usr/share/info /var/cache; \
-            : > /usr/lib/__pycache__/script.pyc; : > /usr/share/info/dir; echo new > /etc/name; "
+            : > /usr/lib/__pycache__/script.pyc; : > /usr/share/info/dir; echo new > /etc/name; \
+            : > /usr/lib/came; rm /usr/lib/came; : > /usr/include/went; rm /usr/include/went; "
         _, calls = sh(based, harmless + COMPILE)
         assert [call.where for call in calls] == ["offload", "offload"], calls
         # Removed, and again replaced, below: the host has the old one still.
