@@ -93,7 +93,8 @@ def test_each_clone_is_somebody(clones: Pool) -> None:
     for guest in leased(clones):
         with guest:
             before = time.time()
-            result = guest.run(["sh", "-c", "hostname; date +%s.%N; df --output=fstype / | tail -1"], timeout=60)
+            asked = "hostname; date +%s.%N; df --output=fstype / | tail -1"
+            result = guest.run(["sh", "-c", asked], timeout=60)
             name, now, root = result.check().stdout.decode().splitlines()
             assert before - 1 < float(now) < time.time() + 1
             assert root == "overlay"
