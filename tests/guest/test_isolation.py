@@ -20,6 +20,7 @@ from guestctl.qemu.confine import Confinement
 from guestctl.qemu.machine import DESCRIPTORS, Machine
 from guestctl.qemu.spawn import command_line
 from guestctl.rundir import GuestDir
+from guestctl.share import share_lock
 from guestctl.spec import GuestSpec
 
 SECRET = b"for nobody's eyes"
@@ -225,9 +226,9 @@ def test_qemu_is_bounded_and_may_start_nothing(two: Pool) -> None:
 def test_all_of_a_pool_is_the_users_alone(two: Pool, places: Places) -> None:
     """Folders 0700, sockets, locks and files 0600, from the run directory down."""
     with two.lease(60) as guest, guest.mounted():
-        seen = [places.runtime, *(places.runtime / "locks").iterdir()]
-        seen += [places.runtime / "pools", places.runtime / "locks", two._dir.path]
-        seen += list(two._dir.path.rglob("*"))
+        seen = [places.runtime, places.runtime / "pools", places.runtime / "locks"]
+        seen += [share_lock(guest.work.path, places.runtime), two._dir.path]
+        seen += [path for path in two._dir.path.rglob("*") if not path.name.startswith(".")]
         kinds = set()
         for path in seen:
             info = path.lstat()

@@ -25,6 +25,7 @@ from guestctl.rundir import GuestDir, connected_socket
 from guestctl.soak.leaks import left_of_pool
 from guestctl.spec import GuestSpec
 from guestctl.tree.dirt import dirt_of
+from tests.fairness import Fair
 
 LIMIT = 60.0
 GUESTCTL = [sys.executable, "-m", "guestctl"]
@@ -85,10 +86,9 @@ def test_a_guest_that_hangs_is_lost_within_the_idle_time_out(ours: Pool, impatie
     with ours.lease(LIMIT) as guest:
         running = guest.start(["sleep", "1000"], idle_timeout=1.0)
         qemu(ours, signal.SIGSTOP)
-        begin = time.monotonic()
-        with pytest.raises(GuestHung, match="nothing heard"):
+        with Fair() as took, pytest.raises(GuestHung, match="nothing heard"):
             running.wait()
-        assert time.monotonic() - begin < LIMIT / 2
+        assert took.seconds < 3
     works(ours)
 
 
@@ -115,10 +115,9 @@ def test_a_supervisor_killed_under_a_command(ours: Pool) -> None:
         running = guest.start(["sleep", "1000"])
         supervisor = folder_of(ours).supervisor()
         assert supervisor is not None and supervisor.send(signal.SIGKILL)
-        begin = time.monotonic()
-        with pytest.raises(GuestLost):
+        with Fair() as took, pytest.raises(GuestLost):
             running.wait()
-        assert time.monotonic() - begin < LIMIT / 2
+        assert took.seconds < 5
     works(ours)
 
 
