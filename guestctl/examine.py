@@ -12,6 +12,7 @@ from guestctl import image, toolchain
 from guestctl.errors import GuestctlError
 from guestctl.places import Places
 from guestctl.qemu.accel import acceleration, qemu_version
+from guestctl.qemu.bounds import delegated
 from guestctl.qemu.confine import probe_confinement
 from guestctl.targets import TARGETS, Target, target
 from guestctl.view import why_no_view
@@ -58,6 +59,7 @@ def _host(places: Places, rows: list[Target]) -> Iterator[Finding]:
         yield Finding(
             "note", "namespaces", f"none, seccomp alone: {confinement.reason}", "install bubblewrap"
         )
+    yield _bounds()
     yield _view(places)
     there = places.cache
     while not there.exists():
@@ -66,6 +68,18 @@ def _host(places: Places, rows: list[Target]) -> Iterator[Finding]:
     mark = "ok" if free >= _SPACE_WANTED else "note"
     mend = "" if mark == "ok" else "building an image takes about 6 GiB"
     yield Finding(mark, "disk space", f"{free >> 30} GiB free for {places.cache}", mend)
+
+
+def _bounds() -> Finding:
+    group = delegated()
+    if group is not None:
+        return Finding("ok", "bounds", f"rlimits, and control groups below {group}")
+    return Finding(
+        "note",
+        "bounds",
+        "rlimits alone: no control group of version 2 with the memory controller is this user's",
+        "a systemd user session has one",
+    )
 
 
 def _view(places: Places) -> Finding:
