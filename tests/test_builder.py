@@ -148,6 +148,16 @@ def test_what_was_lost_waits_again() -> None:
     assert schedule.start() == "b"
 
 
+def test_the_rest_is_what_is_left_of_the_longest_path_or_of_all_work() -> None:
+    schedule = Schedule({"a": [], "b": ["a"], "c": []}, {"a": 10.0, "b": 5.0, "c": 30.0})
+    assert schedule.rest(1, {}) == 45.0
+    assert schedule.rest(4, {}) == 30.0
+    assert [schedule.start(), schedule.start()] == ["c", "a"]
+    assert schedule.rest(4, {"c": 25.0, "a": 4.0}) == 11.0
+    # Longer than last time: then nothing of it is left, as far as anybody knows.
+    assert schedule.rest(1, {"c": 60.0}) == 15.0
+
+
 @given(graphs(), st.integers(1, 4), st.randoms())
 def test_every_schedule_ends_and_keeps_the_order(
     graph: dict[str, list[str]], guests: int, chance: random.Random
