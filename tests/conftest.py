@@ -115,7 +115,7 @@ def _fuzz(config: pytest.Config) -> None:
     script = f'{one} archive && {one} tree && {one} vmeta; echo "status $?"'
     config.stash[FUZZ] = Path(name)
     config.stash[_FUZZING] = subprocess.Popen(
-        ["nice", "-n", "5", "sh", "-c", script],
+        ["nice", "-n", "10", "sh", "-c", script],
         stdin=subprocess.DEVNULL,
         stdout=handle,
         stderr=subprocess.STDOUT,
