@@ -10,6 +10,7 @@ import os
 import selectors
 import socket
 import threading
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
@@ -36,6 +37,10 @@ class ConsoleKeeper:
         self._thread = threading.Thread(target=self._serve, name="guestctl-console", daemon=True)
 
     def start(self) -> None:
+        """Begins a log of its own: what another guest of this name said is moved aside, so that its
+        last words are not taken for this one's."""
+        with suppress(FileNotFoundError):
+            os.replace(self._path, self._path.with_suffix(".log.1"))
         self._thread.start()
 
     def close(self, timeout: float) -> None:

@@ -67,6 +67,16 @@ def test_the_log_is_bounded_and_a_reader_misses_nothing(
     assert line.log.stat().st_size < 5000 + 65536
 
 
+def test_another_guest_of_the_name_has_a_log_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "console.log").write_bytes(b"Kernel panic\n")
+    line = Line(tmp_path)
+    line.qemu.sendall(b"fine\n")
+    line.until(lambda: line.log.exists() and line.log.read_bytes() == b"fine\n")
+    assert (tmp_path / "console.log.1").read_bytes() == b"Kernel panic\n"
+    line.keeper.close(5)
+    line.qemu.close()
+
+
 def test_two_may_type(line: Line) -> None:
     with connected_socket(line.keyboard) as one, connected_socket(line.keyboard) as two:
         one.sendall(b"from one\n")

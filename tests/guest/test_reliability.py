@@ -121,6 +121,17 @@ def test_a_supervisor_killed_under_a_command(ours: Pool) -> None:
     works(ours)
 
 
+def test_an_earlier_guests_last_words_are_not_this_ones(ours: Pool) -> None:
+    for script, cause in (("echo c >/proc/sysrq-trigger;", "panicked"), ("", "signal 9")):
+        with ours.lease(LIMIT) as guest:
+            running = guest.start(["sh", "-c", f"{script} echo up; sleep 1000"])
+            if not script:
+                qemu(ours, signal.SIGKILL)
+            with pytest.raises(GuestLost, match=cause):
+                running.wait()
+    works(ours)
+
+
 def test_a_dead_monitor_is_missed_by_nobody(armv5l_image: Image, places: Places) -> None:
     with Pool("armv5l", 1, places=places) as pool:
         held = connected_socket(folder_of(pool).monitor)
