@@ -32,7 +32,7 @@ def prove(proof: Proof) -> None:
 
 def soak(proof: Proof, seed: int) -> None:
     argv = [sys.executable, "-m", "guestctl", "bench", "soak", "--arch", ARCH, "--json"]
-    argv += ["--guests", "3", "--workers", "4", "--seconds", str(SECONDS), "--seed", str(seed)]
+    argv += ["--guests", "2", "--workers", "3", "--seconds", str(SECONDS), "--seed", str(seed)]
     done = subprocess.run(argv, stdout=subprocess.PIPE, check=False, timeout=SECONDS * 5)
     (proof.folder / f"soak-{seed}.json").write_bytes(done.stdout)
     assert done.returncode == 0, done.stdout.decode()
@@ -69,7 +69,7 @@ def told(proof: Proof) -> None:
         counted: Counter[str] = sum((Counter(one[key]) for one in slices), Counter())
         return ", ".join(f"{what} {n}" for what, n in counted.most_common())
 
-    proof.fact("minutes of soak, in slices of five, three guests, four jobs at a time",
+    proof.fact("minutes of soak, in slices of five, two guests, three jobs at a time",
                round(total("seconds") / 60, 1))  # fmt: skip
     proof.fact("jobs that came to their outcome", total("jobs"))
     proof.fact("jobs lost", total("jobs_lost"))
