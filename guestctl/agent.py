@@ -69,6 +69,7 @@ class Agent:
         self._lost: GuestLost | None = None
         self._unsettled = False
         self._starved = starved
+        self._quick = hangs_up
         self.welcome: events.Welcomed | None = None
         self.log: deque[str] = deque(maxlen=_LOG_LINES)
         self._link = Link(
@@ -113,8 +114,12 @@ class Agent:
         return agent
 
     def heed(self, seconds: float) -> None:
-        """From now on the agent is asked for signs of life at least so often, see `heartbeat`."""
-        self._link.hasten(Patience(seconds, starved=self._starved))
+        """From now on silence of so many seconds is the end, where `heartbeat` is not shorter.
+
+        Not on a line that may be slow: there an answer waits behind all that was sent before it.
+        """
+        if self._quick:
+            self._link.hasten(Patience(seconds, starved=self._starved))
 
     @property
     def lost(self) -> str:
