@@ -61,6 +61,12 @@ def prove(proof: Proof) -> None:
     proof.fact("build systems", ", ".join(f"{name} {n}" for name, n in sorted(systems.items())))
     proof.fact("artifacts with the same bytes in both builds", f"{len(same)} of {len(first)}")
     proof.fact("artifacts that differ", ", ".join(sorted(set(first) - set(same))) or "none")
+    parts = [part for name in chunks for part in first[name].manifest["parts"]]
+    split = [
+        part for name in chunks for part in first[name].manifest["parts"]
+        if first[name].part(part).read_bytes() == second[name].part(part).read_bytes()
+    ]  # fmt: skip
+    proof.fact("parts of the packages with the same bytes in both", f"{len(split)} of {len(parts)}")
     calls: Counter[str] = Counter()
     for name in chunks:
         calls.update(first[name].manifest["ledger"])
@@ -78,6 +84,7 @@ def prove(proof: Proof) -> None:
             f" {files} files; ledger {json.dumps(facts['ledger'])}",
         )
     assert len(same) == len(first), "not the same bytes"
+    assert len(split) == len(parts), "parts have not the same bytes"
     for run in GUESTS:
         shutil.rmtree(proof.folder / run)
 
