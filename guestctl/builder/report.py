@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -41,9 +41,7 @@ table { border-collapse: collapse; width: 100%; font-size: 13px }
 th, td { text-align: right; padding: .15rem .5rem; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
 td.text { text-align: left }
-svg { width: 100%; height: auto; font: 12px sans-serif }
-.key span { display: inline-block; margin-right: 1rem }
-.key i { display: inline-block; width: .8em; height: .8em; margin-right: .3em }
+svg { width: 100%; height: auto }
 .failed { color: #b00020 }
 """
 
@@ -133,7 +131,6 @@ def report(
         _facts({**facts, **_counts(components)}),
         _failures(components),
         "<h2>What each component took</h2>",
-        _legend(step for each in components for step in each.seconds),
         _bars(components),
     ]
     if spans:
@@ -185,29 +182,29 @@ def _failures(components: Sequence[Built]) -> str:
     return "".join(lines)
 
 
-def _legend(steps: Iterable[str]) -> str:
-    used = {_shown(step) for step in steps}
-    spans = (
-        f'<span><i style="background:{colour}"></i>{step}</span>'
-        for step, colour in _COLOURS.items()
-        if step in used
-    )
-    return f'<p class="key">{"".join(spans)}</p>'
+def _legend(steps: Iterable[str]) -> Iterator[str]:
+    """What the colours of these steps mean, in a line."""
+    used, x = {_shown(step) for step in steps}, _LABEL
+    for step, colour in _COLOURS.items():
+        if step in used:
+            yield f'<rect x="{x}" y="4" width="10" height="10" fill="{colour}"/>'
+            yield _text(x + 14, 13, step)
+            x += 80
 
 
 def _bars(components: Sequence[Built]) -> str:
     """One bar a component, the longest first, split into its steps."""
     rows = sorted((each for each in components if _total(each)), key=_total, reverse=True)
     scale = (_WIDTH - _LABEL - 70) / max(map(_total, rows), default=1.0)
-    shapes = []
-    for number, each in enumerate(rows):
+    shapes = list(_legend(step for each in rows for step in each.seconds))
+    for number, each in enumerate(rows, 1):
         y, x = number * _ROW, float(_LABEL)
         shapes.append(_text(_LABEL - 8, y + 15, each.name, "end"))
         for step, spent in _split(each.seconds).items():
             shapes.append(_box(x, y, spent * scale, step, f"{each.name}: {step} {spent:.1f} s"))
             x += spent * scale
         shapes.append(_text(x + 6, y + 15, f"{_total(each):.0f} s"))
-    return _svg(len(rows) * _ROW, shapes)
+    return _svg((len(rows) + 1) * _ROW, shapes)
 
 
 def _lanes(spans: Sequence[Span]) -> str:
@@ -260,7 +257,8 @@ def _table(components: Sequence[Built]) -> str:
 
 def _svg(height: float, shapes: Iterable[str]) -> str:
     size = f"0 0 {_WIDTH} {max(height, 1):.0f}"
-    return f'<svg viewBox="{size}" role="img" xmlns="http://www.w3.org/2000/svg">{"".join(shapes)}</svg>'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}" role="img"'
+    return f'{head} font-family="sans-serif" font-size="12">{"".join(shapes)}</svg>'
 
 
 def _box(x: float, y: float, width: float, step: str, told: str) -> str:

@@ -38,6 +38,13 @@ __all__ = ["build", "built", "make_builder"]
     metavar="PERCENT",
     help="Fail when more of the compilers' calls than this ran in the guest.",
 )
+@click.option(
+    "--offload",
+    type=click.Choice(["auto", "distcc", "off"]),
+    default="auto",
+    show_default=True,
+    help="Whether the host compiles for the guests.",
+)
 @click.option("--offline", is_flag=True, help="Use sources in the cache only.")
 @click.option(
     "--report",
@@ -56,6 +63,7 @@ def build(
     explain: bool,
     show_log: bool,
     max_local: float | None,
+    offload: str,
     offline: bool,
     page: Path | None,
     as_json: bool,
@@ -84,7 +92,7 @@ def build(
             _print_log(builder, component)
             return
         outcome = builder.build(
-            [component], lambda work: _pool(arch, min(guests, work)), keep_going=keep_going
+            [component], lambda work: _pool(arch, min(guests, work), offload), keep_going=keep_going
         )
     if page is not None:
         _write_page(page, component, outcome, planner, recorder)
@@ -152,10 +160,10 @@ def _toolchain(arch: str, cache: Path) -> str:
     return found[0].id if found else ""
 
 
-def _pool(arch: str, size: int) -> Pool:
+def _pool(arch: str, size: int, offload: str) -> Pool:
     from guestctl.pool import Pool
 
-    return Pool(arch, size)
+    return Pool(arch, size, offload=offload)
 
 
 def _explain(planner: Planner, component: str, as_json: bool) -> None:

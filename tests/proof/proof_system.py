@@ -1,0 +1,289 @@
+"""A system from source: built by an ordinary user, packed, booted, used, and built once more.
+
+The definitions are images/systems. What is built stays in the user's artifacts, so an interrupted
+proof goes on. The second build has a store of its own, elsewhere, one guest, no network but what is
+in the caches, and for some of its components no acceleration.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from guestctl.builder.components import Project, load_project
+from guestctl.builder.store import Artifact, Store
+from tests.console import Console
+from tests.proof import ROOT, Proof
+from tests.proof.picture import screen
+from tests.tutorial import commands_of, section
+
+TITLE = "A bootable ARMv5 system from source, by an ordinary user"
+ARCH = "armv5l"
+DEFINITIONS = ROOT / "images" / "systems"
+SYSTEM = "small"
+# Built once more: what needs little time; those of LOCAL by the guest's own compiler. What they are
+# built against is that of the first time.
+AGAIN = ("layout", "zlib", "bzip2", "make")
+LOCAL = ("zlib", "bzip2")
+AGAINST = ("musl", "compiler")
+LOADER = "/lib/ld-musl-arm.so.1"
+
+
+def prove(proof: Proof) -> None:
+    assert os.getuid() != 0, "this is to be done by an ordinary user"
+    project = load_project(DEFINITIONS, ARCH)
+    typed(proof)
+    built(proof, project)
+    assembled(proof, project)
+    for kind in ("ext4", "squashfs"):
+        booted(proof, kind, project)
+    pictured(proof)
+    again(proof)
+
+
+def typed(proof: Proof) -> None:
+    """What docs/tutorial.md says of a real system, word for word, but for the boot."""
+    place = proof.folder / "images"
+    if not place.is_symlink():
+        place.symlink_to(ROOT / "images")
+    lines = [command.line for command in commands_of(section("A real one"))]
+    boots = [line for line in lines if " system boot " in line]
+    assert boots == [f"guestctl system boot {SYSTEM}.ext4 --arch {ARCH}"]
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for line in lines:
+        if line not in boots:
+            name = " ".join(
+                word for word in line.split()[1:5] if word[0] != "-" and "/" not in word
+            )
+            proof.step(
+                name,
+                functools.partial(
+                    subprocess.run, ["sh", "-c", line], cwd=proof.folder, check=True, env=env
+                ),
+            )
+    proof.fact("typed, as docs/tutorial.md has it", f"{len(lines) - 1} commands")
+
+
+# --- built, and put together ----------------------------------------------------------------------
+
+
+def built(proof: Proof, project: Project) -> None:
+    manifests = artifacts(proof, project.systems[SYSTEM])
+    made = project.systems[SYSTEM]
+    chunks = [project.components[name].chunk for name in made]
+    calls = {
+        where: sum(each.manifest["ledger"].get(where, 0) for each in manifests)
+        for where in ("offload", "distcc", "guest")
+    }
+    seconds = sum(sum(each.manifest["seconds"].values()) for each in manifests)
+    from_debian = [each.name for each in chunks if each.tarball.startswith(("debian:", "deb:"))]
+    proof.fact("built as", f"an ordinary user, uid {os.getuid()}")
+    proof.fact("components of the system", f"{len(made)}: {', '.join(made)}")
+    proof.fact("of these from Debian's tarballs", len(from_debian))
+    proof.fact("seconds of their builds, one after the other", f"{seconds:.0f}")
+    proof.fact(
+        "calls of compilers and binutils",
+        ", ".join(f"{n} by {where}" for where, n in calls.items()),
+    )
+    assert len(from_debian) >= 11
+
+
+def artifacts(proof: Proof, names: Iterable[str], data: Path | None = None) -> list[Artifact]:
+    """The newest artifact of each name."""
+    store = Store(data / "guestctl" if data else proof.places.data)
+    return [store.find(name) for name in names]
+
+
+def assembled(proof: Proof, project: Project) -> None:
+    tar = proof.folder / f"{SYSTEM}.tar"
+    listed = entries(tar)
+    for artifact in artifacts(proof, project.systems[SYSTEM]):
+        for facts in artifact.manifest["files"]:
+            path = facts["path"].removeprefix("./")
+            if path in ("", "."):
+                continue
+            entry = listed[path]
+            assert (entry.uid, entry.gid) == (facts["uid"], facts["gid"]), path
+            assert facts["type"] == "hard link" or f"{entry.mode:04o}" == facts["mode"], path
+    others = sorted(path for path, each in listed.items() if (each.uid, each.gid) != (0, 0))
+    setuid = sorted(path for path, each in listed.items() if each.mode & 0o6000)
+    nodes = [path for path, each in listed.items() if each.ischr() or each.isblk()]
+    proof.fact("entries of the root file system", len(listed))
+    proof.fact("paths that two components bring differently", "none")
+    proof.fact("owner and mode of each entry", "those of its component's manifest")
+    proof.fact("entries of other owners than root", ", ".join(others))
+    proof.fact("setuid", ", ".join(setuid))
+    proof.fact("device nodes", len(nodes))
+    assert setuid == ["bin/busybox"]
+    assert "home/user" in others
+    proof.fact("programs with a loader, all of them musl's", loaders(tar))
+
+
+def entries(tar: Path) -> dict[str, tarfile.TarInfo]:
+    with tarfile.open(tar) as archive:
+        return {entry.name.removeprefix("./"): entry for entry in archive}
+
+
+def loaders(tar: Path) -> int:
+    """How many programs ask for a loader; each must ask for musl's."""
+    found = 0
+    with tarfile.open(tar) as archive:
+        for entry in archive:
+            content = archive.extractfile(entry) if entry.isreg() else None
+            if content is None or content.read(4) != b"\x7fELF":
+                continue
+            content.seek(0)
+            asked = re.search(rb"/lib/ld-[a-z.0-9-]+\0", content.read(4096))
+            if asked:
+                assert asked[0] == LOADER.encode() + b"\0", (entry.name, asked[0])
+                found += 1
+    return found
+
+
+# --- booted ---------------------------------------------------------------------------
+
+
+def booted(proof: Proof, kind: str, project: Project) -> None:
+    """Logs in on the console, looks around, and finds what the definitions demand."""
+    out = proof.folder / f"{SYSTEM}.{kind}"
+    proof.fact(f"{kind}: size", f"{out.stat().st_size >> 20} MiB")
+    boot = [sys.executable, "-m", "guestctl", "system", "boot", str(out), "--arch", ARCH]
+    with Console(boot) as console:
+        console.await_(rb"login: ")
+        console.type("root\n")
+        console.await_(rb"# ")
+        said = {
+            "uname -m": console.run("uname -m"),
+            "lua -v": console.run("lua -v"),
+            "bash --version": console.run("bash --version | head -n 1"),
+            "make --version": console.run("make --version | head -n 1"),
+            "the daemon on port 22 says": console.run("sleep 3 | nc 127.0.0.1 22 | head -n 1"),
+        }
+        id_of = console.run("su user -c id"), console.run("su user -c 'su root -c id'")
+        console.run("mount --bind / /mnt")
+        nodes = console.run("stat -c '%F %a %u %g %t %T %n' /mnt/dev/*").splitlines()
+        owners = console.run(
+            "stat -c '%a %u %g %n' /mnt/bin/busybox /mnt/etc/shadow /mnt/home/user /mnt/tmp"
+        )
+        setuid = console.run("find /mnt -perm -4000")
+        console.type("reboot -f\n")
+        status = console.end()
+    (proof.folder / f"console-{kind}.txt").write_text(console.text)
+    for what, text in said.items():
+        proof.fact(f"{kind}: {what}", text)
+    assert said["uname -m"] == "armv5tejl"
+    assert said["lua -v"].startswith("Lua 5.4")
+    assert said["the daemon on port 22 says"].startswith("SSH-2.0-dropbear")
+    assert id_of[0].startswith("uid=1000(user)"), id_of
+    assert id_of[1].startswith("uid=0(root)"), id_of
+    assert setuid == "/mnt/bin/busybox"
+    proof.fact(f"{kind}: su of a user who is not root becomes", id_of[1].split()[0])
+    assert owners.splitlines() == [
+        "4755 0 0 /mnt/bin/busybox",
+        "600 0 0 /mnt/etc/shadow",
+        "750 1000 1000 /mnt/home/user",
+        "1777 0 0 /mnt/tmp",
+    ], owners
+    assert sorted(nodes) == sorted(demanded(project)), nodes
+    proof.fact(f"{kind}: device nodes in it that are as the definitions demand", len(nodes))
+    assert status == 0
+
+
+def pictured(proof: Proof) -> None:
+    """docs/console.svg: a log-in on the console, as a person has it; docs/build.svg: the build."""
+    page = (proof.folder / f"{SYSTEM}.html").read_text()
+    plot = re.search(r"<svg .*?</svg>", page, re.DOTALL)
+    assert plot is not None
+    (ROOT / "docs" / "build.svg").write_text(plot[0] + "\n")
+    out = str(proof.folder / f"{SYSTEM}.ext4")
+    boot = [sys.executable, "-m", "guestctl", "system", "boot", out, "--arch", ARCH]
+    with Console(boot) as console:
+        console.await_(rb"login: ")
+        for line in ("root", "uname -a", "lua -v", "ls -l /bin/su /bin/busybox", "ps"):
+            console.type(f"{line}\n")
+            console.await_(rb"[#] $")
+        lines = console.text.rstrip().splitlines()
+        console.type("reboot -f\n")
+        console.end()
+    begin = next((n for n, line in enumerate(lines) if "init process" in line), len(lines) - 34)
+    (ROOT / "docs" / "console.svg").write_text(screen(lines[max(begin - 6, 0) :][:40]))
+
+
+def demanded(project: Project) -> Iterable[str]:
+    """What stat says of each device node of the definitions."""
+    kinds = {"c": "character special file", "b": "block special file"}
+    for name in project.systems[SYSTEM]:
+        for node in project.components[name].chunk.devices:
+            mode = node.permissions.lstrip("0")
+            yield (
+                f"{kinds[node.type]} {mode} {node.uid} {node.gid}"
+                f" {node.major:x} {node.minor:x} /mnt{node.filename}"
+            )
+
+
+# --- built again ----------------------------------------------------------------------------------
+
+
+def again(proof: Proof) -> None:
+    """Some components a second time; what is not equal is listed, file by file."""
+    data, cache = proof.folder / "again", proof.folder / "cache"
+    bundle = proof.folder / f"{ARCH}.bundle"
+    env = {**os.environ, "XDG_DATA_HOME": str(data), "XDG_CACHE_HOME": str(cache)}
+    alone = ["bwrap", "--dev-bind", "/", "/", "--unshare-net", sys.executable, "-m", "guestctl"]
+
+    def copied() -> None:
+        """The source cache, and the packages that the host's compilers are made from."""
+        for name in ("sources", "packages"):
+            shutil.copytree(
+                proof.places.cache / name, cache / "guestctl" / name, copy_function=os.link,
+                symlinks=True, dirs_exist_ok=True,
+            )  # fmt: skip
+
+    def offline(*words: object) -> None:
+        subprocess.run([*alone, *map(str, words)], check=True, env=env, cwd=ROOT)
+
+    export = [sys.executable, "-m", "guestctl", "image", "export", ARCH, str(bundle)]
+    proof.step("image exported", functools.partial(subprocess.run, export, check=True, cwd=ROOT))
+    proof.step("caches copied", copied)
+    proof.step("image imported", functools.partial(offline, "image", "import", bundle))
+    proof.step("toolchain installed", functools.partial(offline, "toolchain", "install", ARCH))
+
+    def build(name: str) -> None:
+        offload = "off" if name in LOCAL else "auto"
+        words = ("build", DEFINITIONS, name, "--arch", ARCH, "-n", 1, "--offline")
+        offline(*words, "--offload", offload)
+
+    for artifact in artifacts(proof, AGAINST):
+        place = data / "guestctl" / "artifacts" / artifact.key
+        shutil.copytree(artifact.folder, place, dirs_exist_ok=True)
+    for name in AGAIN:
+        proof.step(f"{name} built again", functools.partial(build, name))
+    equal: list[str] = []
+    differing: list[str] = []
+    for first, second in zip(artifacts(proof, AGAIN), artifacts(proof, AGAIN, data), strict=True):
+        assert first.key == second.key, first.name
+        same = first.tar.read_bytes() == second.tar.read_bytes()
+        (equal if same else differing).append(first.name)
+        if not same:
+            proof.fact(f"{first.name}: files that differ", ", ".join(different(first, second)))
+        calls = second.manifest["ledger"]
+        assert first.name not in LOCAL or not calls.get("offload"), calls
+    proof.fact("built again elsewhere, one guest, no network, bit-identical", ", ".join(equal))
+    proof.fact("their C library and compiler", "those of the first time")
+    proof.fact("of these without acceleration", ", ".join(n for n in LOCAL if n in equal))
+    proof.fact("built again, with other bytes", ", ".join(differing) or "none")
+
+
+def different(first: Artifact, second: Artifact) -> list[str]:
+    """The paths that are not the same in both."""
+    one, other = (
+        {facts["path"]: facts for facts in each.manifest["files"]} for each in (first, second)
+    )
+    return sorted(path for path in {*one, *other} if one.get(path) != other.get(path))
