@@ -183,6 +183,11 @@ class Pool:
         while True:
             if not self._dir.spec() or _ending(self._dir).exists():
                 raise PoolError(f"the pool {self.name!r} is down")
+            if not self._dir.guests() and not self._alive():
+                raise PoolError(
+                    f"the pool {self.name!r} has no guests: whoever was to bring it up has died",
+                    hint=f"guestctl pool up --name {self.name} does it anew",
+                )
             for folder in self._by_preference(fresh):
                 guest = self._try_lease(folder, fresh, orphan)
                 if guest is not None:
@@ -293,6 +298,8 @@ class Pool:
         # The pool's own trees are part of what a fresh guest must not inherit.
         trees = [spec.base, spec.work] if self._options.share is None else [spec.base]
         for tree in trees if fresh else ():
+            # A lock is known by its folder, and would stay behind without it.
+            forget_share(Path(tree), self._places.runtime)
             shutil.rmtree(tree, ignore_errors=True)
             Path(tree).mkdir(mode=0o700)
         with self._origin(spec) as origin:

@@ -23,7 +23,7 @@ def _kill(pool: Pool, name: str, role: str) -> None:
 
 def _round(pool: Pool, number: int) -> None:
     """A command that ends well, and one that is lost with its guest."""
-    with pool.lease(300) as guest:
+    with pool.lease(300, fresh=number % 10 == 3) as guest:
         if number % 5 == 0:
             with guest.mounted():
                 result = guest.run(["sh", "-c", f"echo {number} >round"], timeout=300)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from guestctl.places import Places
 from guestctl.plan import own_shares
+from guestctl.rundir import flocked
 
-__all__ = ["Held", "held_by_us", "left_of_pool", "processes_of"]
+__all__ = ["Held", "held_by_us", "left_of_pool", "lock_names", "locks_left", "processes_of"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,28 @@ def processes_of(name: str) -> list[int]:
         if number != os.getpid() and any(f"/{name}/".encode() in word for word in words):
             found.append(number)
     return found
+
+
+def locks_left(places: Places, before: set[str]) -> list[str]:
+    """The locks of shares that have come since, and that nobody holds."""
+    left = []
+    for name in sorted(lock_names(places) - before):
+        path = places.runtime / "locks" / name
+        try:
+            handle = flocked(path, create=False)
+        except FileNotFoundError:
+            continue
+        if handle is not None:
+            os.close(handle)
+            left.append(str(path))
+    return left
+
+
+def lock_names(places: Places) -> set[str]:
+    try:
+        return set(os.listdir(places.runtime / "locks"))
+    except FileNotFoundError:
+        return set()
 
 
 def left_of_pool(places: Places, name: str) -> list[str]:

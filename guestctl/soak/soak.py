@@ -16,7 +16,7 @@ from guestctl.places import Places
 from guestctl.pool import Pool
 from guestctl.rundir import GuestDir, PoolDir
 from guestctl.soak.errands import ERRANDS, Errand, Wrong
-from guestctl.soak.leaks import held_by_us, left_of_pool
+from guestctl.soak.leaks import Held, held_by_us, left_of_pool, lock_names, locks_left
 from guestctl.soak.mischief import MISCHIEF
 from guestctl.soak.report import Report
 
@@ -66,7 +66,7 @@ class Soak:
 
     def run(self) -> Report:
         """Raises what bringing the pool up raises."""
-        before = held_by_us()
+        before, locks = held_by_us(), lock_names(self._places)
         name = f"soak-{time.monotonic_ns():x}"[:30]
         begin = time.monotonic()
         pool = Pool(self._options.arch, self._options.guests, name=name, places=self._places)
@@ -76,7 +76,8 @@ class Soak:
             pool.down()
         self._report.seconds = time.monotonic() - begin
         self._report.replaced = max(0, len(self._seen) - self._options.guests)
-        self._look_for_leaks(name, before.descriptors, before.threads, before.memory)
+        self._look_for_leaks(name, before)
+        self._report.leaks += locks_left(self._places, locks)
         return self._report
 
     def _work(self, pool: Pool, begin: float) -> None:
@@ -184,18 +185,18 @@ class Soak:
 
     # --- the end ----------------------------------------------------------------------------
 
-    def _look_for_leaks(self, name: str, descriptors: int, threads: int, memory: int) -> None:
+    def _look_for_leaks(self, name: str, before: Held) -> None:
         deadline = time.monotonic() + _SETTLE
         while (left := left_of_pool(self._places, name)) and time.monotonic() < deadline:
             time.sleep(0.1)
         now = held_by_us()
-        while now.threads > threads and time.monotonic() < deadline:
+        while now.threads > before.threads and time.monotonic() < deadline:
             time.sleep(0.1)
             now = held_by_us()
         for what, more, allowed in (
-            ("descriptors", now.descriptors - descriptors, _DESCRIPTORS),
-            ("threads", now.threads - threads, 0),
-            ("KiB of memory", now.memory - memory, _MEMORY),
+            ("descriptors", now.descriptors - before.descriptors, _DESCRIPTORS),
+            ("threads", now.threads - before.threads, 0),
+            ("KiB of memory", now.memory - before.memory, _MEMORY),
         ):
             if more > allowed:
                 left.append(f"{more} {what}")

@@ -450,6 +450,24 @@ def test_a_pool_whose_controller_crashed_is_the_next_ones(
     assert not left_of_pool(places, name)
 
 
+def test_a_pool_whose_controller_died_before_it_had_a_guest_says_so(
+    armv5l_image: Image, places: Places
+) -> None:
+    name = f"unborn-{os.getpid()}"
+    script = (
+        "import os, guestctl.pool\n"
+        "guestctl.pool.Pool._start = lambda *_: os.kill(os.getpid(), 9)\n"
+        f"guestctl.pool.Pool('armv5l', 1, name={name!r})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=120, check=False).returncode == -9
+    pool = Pool.attach(name, places=places)
+    with pytest.raises(PoolError, match="has died"):
+        pool.lease()
+    with Pool("armv5l", 1, name=name, places=places) as anew:
+        works(anew)
+    assert not left_of_pool(places, name)
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.15])
 def test_a_controller_killed_while_it_takes_a_pool_down(
     armv5l_image: Image, places: Places, delay: float
