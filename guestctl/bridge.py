@@ -1,6 +1,7 @@
-"""Joins a serial line to a listening socket, so that sessions come and go as on any channel.
+"""Joins a line to a listening socket, so that sessions come and go as on any channel.
 
 One client at a time, as QEMU serves them. What the other end says while there is none is dropped.
+The other end is always listened to: it does not wait for a client that does not read.
 """
 
 from __future__ import annotations
@@ -10,24 +11,50 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from guestctl.line import Line
+from guestctl.pipe import Pipe
 
-__all__ = ["Bridge"]
+__all__ = ["Bridge", "bridged"]
 
 _CHUNK = 1 << 16
 
+# Channels of which QEMU waits for whoever is at the socket's other end.
+_LINES: dict[str, Callable[[], Line | Pipe]] = {"serial": Line.new, "tcp": Pipe}
+
+
+def bridged(channel: str, listening: socket.socket) -> tuple[Bridge | None, socket.socket]:
+    """What QEMU is given for a channel: `listening` itself, or the far end of a bridge to it."""
+    how = _LINES.get(channel)
+    if how is None:
+        return None, listening
+    ours, theirs = socket.socketpair()
+    return Bridge(ours.detach(), listening, how()), theirs
+
 
 class Bridge:
-    """Runs in a thread until the line ends or `close`; both descriptors are then closed."""
+    """Runs in a thread until the line ends or `close`; both descriptors are then closed.
 
-    def __init__(self, line: int, listening: socket.socket) -> None:
+    `how` is what the bytes on the line are: packets, or themselves. `ended` is told, in the thread,
+    when the line has ended by itself, and why.
+    """
+
+    def __init__(
+        self,
+        line: int,
+        listening: socket.socket,
+        how: Line | Pipe,
+        *,
+        ended: Callable[[str], None] = lambda _why: None,
+    ) -> None:
         os.set_blocking(line, False)
         listening.setblocking(False)
         self._device = line
         self._listening = listening
         self._client: socket.socket | None = None
-        self._line = Line(int.from_bytes(os.urandom(4), "little") or 1)
+        self._line = how
+        self._ended = ended
         self._out = b""
         self._closed = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -47,9 +74,9 @@ class Bridge:
         try:
             while not self._closed:
                 self._step()
-        except OSError:
+        except OSError as error:
             # The line is gone: whoever comes is told by the end of the socket.
-            pass
+            self._ended(error.strerror or str(error))
         finally:
             self._drop()
             self._listening.close()
@@ -95,7 +122,11 @@ class Bridge:
             return
         if not data:
             raise OSError("the line has ended")
-        self._line.feed(data, time.monotonic())
+        try:
+            self._line.feed(data, time.monotonic())
+        except BufferError:
+            # It has been stopped for good, or the agent sends what nobody has given credit for.
+            self._drop()
 
     def _write(self) -> None:
         try:

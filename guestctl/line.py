@@ -6,6 +6,7 @@ guest-init/line.c is the other implementation, tests/vectors/line.txt binds both
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections import deque
@@ -130,6 +131,11 @@ class Line:
         self._wait = self._round = _FIRST
         self._measured = False
         self._reset()
+
+    @classmethod
+    def new(cls) -> Line:
+        """One with a number that no earlier one had."""
+        return cls(int.from_bytes(os.urandom(4), "little") or 1)
 
     def _reset(self) -> None:
         self._queue = bytearray()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from guestctl.agent import Agent
-from guestctl.bridge import Bridge
+from guestctl.bridge import Bridge, bridged
 from guestctl.console import ConsoleKeeper
 from guestctl.errors import GuestctlError
 from guestctl.journal import record
@@ -172,8 +172,7 @@ class Supervisor:
         spec = self._spec
         confinement = Confinement(spec.namespaces, reason=spec.unconfined_reason)
         scratch = scratch_disk(Path(spec.scratch_folder), spec.scratch)
-        if spec.channel == "serial":
-            agent = self._bridged(agent)
+        self._bridge, agent = bridged(spec.channel, agent)
         with open(self._folder.path / "qemu.log", "wb") as log, agent, monitor:
             self._running = spawn(
                 replace(Machine.of(spec), saving="load" if made_of else ""),
@@ -196,12 +195,6 @@ class Supervisor:
         )
         self._console.start()
         self._record("booting")
-
-    def _bridged(self, listening: socket.socket) -> socket.socket:
-        """QEMU's end of a serial line; the other one is made into sessions here."""
-        ours, theirs = socket.socketpair()
-        self._bridge = Bridge(ours.detach(), listening)
-        return theirs
 
     def _boot(self, timeout: float) -> None:
         """Waits for the agent and makes the guest usable; raises GuestLost."""

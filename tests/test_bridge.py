@@ -9,14 +9,18 @@ import select
 import socket
 import subprocess
 import threading
+import time
 import tty
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from guestctl import pipe
 from guestctl.agent import Agent
 from guestctl.bridge import Bridge
+from guestctl.line import Line
+from guestctl.pipe import Pipe
 from guestctl.process import Host, Process
 from guestctl.rundir import bound_socket, connected_socket
 from guestctl.spec import Command
@@ -78,7 +82,7 @@ class Serial:
         ours, theirs = socket.socketpair()
         self.noise = Noise(1, rate)
         self.path = folder / "agent"
-        self.bridge = Bridge(ours.detach(), bound_socket(self.path))
+        self.bridge = Bridge(ours.detach(), bound_socket(self.path), Line.new())
         self.wire = theirs
         threading.Thread(
             target=cable, args=(theirs.fileno(), master, self.noise), daemon=True
@@ -141,7 +145,92 @@ def test_a_new_bridge_goes_on_with_the_same_agent(serial: Serial, tmp_path: Path
     agent.close()
     serial.bridge.close()
     serial.path = tmp_path / "again"
-    serial.bridge = Bridge(device, bound_socket(serial.path))
+    serial.bridge = Bridge(device, bound_socket(serial.path), Line.new())
     again = serial.session()
     assert run(again, b"echo", b"again") == (0, b"again\n")
     again.close()
+
+
+# --- a line that changes nothing, as QEMU's end of a network channel is one ----------------------
+
+
+class Clear:
+    """A bridge whose line is a socket; `qemu` is its far end."""
+
+    def __init__(self, folder: Path) -> None:
+        ours, self.qemu = socket.socketpair()
+        self.qemu.settimeout(30)
+        self.path = folder / "agent"
+        self.why: list[str] = []
+        self.bridge = Bridge(ours.detach(), bound_socket(self.path), Pipe(), ended=self.why.append)
+
+    def met(self) -> socket.socket:
+        """A client, of whom the bridge knows."""
+        client = connected_socket(self.path)
+        client.sendall(b"x")
+        assert self.qemu.recv(1) == b"x"
+        return client
+
+
+@pytest.fixture
+def clear(tmp_path: Path) -> Iterator[Clear]:
+    made = Clear(tmp_path)
+    yield made
+    made.bridge.close()
+    made.qemu.close()
+
+
+def test_a_client_that_does_not_read_keeps_nobody_waiting(clear: Clear) -> None:
+    """All that credit allows is taken from the line at once, and handed on later."""
+    data = random.Random(3).randbytes(1 << 20)
+    with clear.met() as client:
+        for _ in range(24):
+            clear.qemu.sendall(data)
+        got = bytearray()
+        while len(got) < 24 << 20:
+            got += client.recv(1 << 20)
+        assert got == 24 * data
+    # What is said while nobody is there is dropped, and the next client begins with a clean line.
+    clear.qemu.sendall(b"to nobody")
+    with clear.met() as client:
+        clear.qemu.sendall(b"to you")
+        assert client.recv(100) == b"to you"
+
+
+def test_what_nobody_can_be_owed_costs_the_client(
+    clear: Clear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipe, "LIMIT", 1 << 20)
+    with clear.met() as client:
+        clear.qemu.sendall(bytes(4 << 20))
+        while client.recv(1 << 20):
+            pass
+    clear.met().close()
+
+
+def test_a_line_that_does_not_take_holds_the_client_back(clear: Clear) -> None:
+    with clear.met() as client:
+        client.setblocking(False)
+        sent = 0
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            try:
+                sent += client.send(bytes(65536))
+            except BlockingIOError:
+                time.sleep(0.01)
+        assert sent < 4 << 20
+        # The other direction goes on meanwhile.
+        clear.qemu.sendall(b"alive")
+        client.setblocking(True)
+        client.settimeout(30)
+        assert client.recv(5) == b"alive"
+
+
+def test_the_end_of_a_line_is_told(clear: Clear) -> None:
+    with clear.met() as client:
+        clear.qemu.close()
+        assert client.recv(1) == b""
+    deadline = time.monotonic() + 30
+    while not clear.why:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -26,15 +26,16 @@ CHANNELS: dict[str, tuple[str, ...]] = {
         *("-device", "virtserialport,chardev=agent,name=org.guestctl.agent"),
     ),
     # A network that holds one address, behind which is the socket; nothing listens on the host.
+    # Here and below `agent` is connected, to a guestctl.bridge: QEMU waits for who reads it.
     "tcp": (
-        *("-chardev", "socket,id=agent,fd={agent},server=on,wait=off"),
+        *("-chardev", "socket,id=agent,fd={agent}"),
         "-netdev",
         "user,id=agent,restrict=on,ipv6=off,net=169.254.77.0/24"
         ",guestfwd=tcp:169.254.77.100:77-chardev:agent",
         "-device",
         "virtio-net-pci,netdev=agent,mac=52:54:00:67:63:01,romfile=",
     ),
-    # The board's second serial line; here `agent` is connected, to what speaks guestctl.line.
+    # The board's second serial line.
     "serial": (
         *("-chardev", "socket,id=agent,fd={agent}"),
         *("-serial", "chardev:agent"),
@@ -122,8 +123,9 @@ class Machine:
 def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
     """The whole command line; `descriptors` names a file descriptor for each of DESCRIPTORS.
 
-    `agent` and `monitor` are listening unix sockets, `console` is a connected one, `scratch` an
-    open disk image, `ram` a file for the memory where `saving` needs one.
+    `agent` and `monitor` are listening unix sockets, though `agent` is a connected one for every
+    channel but virtio; `console` is a connected one, `scratch` an open disk image, `ram` a file for
+    the memory where `saving` needs one.
     """
     target, paths = machine.target, machine.paths
     kernel_line = f"console={target.console} quiet panic=-1 {target.kernel_options}".rstrip()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from guestctl import image
 from guestctl.agent import Agent
-from guestctl.bridge import Bridge
+from guestctl.bridge import bridged
 from guestctl.places import Places
 from guestctl.plan import PoolOptions, plan_pool
 from guestctl.process import Host, Process
@@ -56,11 +56,7 @@ class Bench:
         spec = plan_pool(options, "bench-channels", places).guests[0]
         names = (*DESCRIPTORS, "raw")
         sockets = {name: bound_socket(folder / name) for name in ("agent", "monitor", "raw")}
-        self._bridge = None
-        if channel == "serial":
-            ours, theirs = socket.socketpair()
-            self._bridge = Bridge(ours.detach(), sockets["agent"])
-            sockets["agent"] = theirs
+        self._bridge, sockets["agent"] = bridged(channel, sockets["agent"])
         self._console, theirs = socket.socketpair()
         scratch = scratch_disk(Path(spec.scratch_folder), spec.scratch)
         numbers = {name: made.fileno() for name, made in sockets.items()}
