@@ -140,7 +140,7 @@ static int start(struct agent *a)
 static int usage(void)
 {
 	fputs("usage: agent PORT [--plain] [--socket NAME]\n"
-	      "       agent --fd N | --line TTY | --listen ADDRESS:PORT KEYFILE ...\n", stderr);
+	      "       agent --fd N | --line TTY[@RATE] | --listen ADDRESS:PORT KEYFILE ...\n", stderr);
 	return 2;
 }
 
@@ -156,9 +156,11 @@ int agent_main(int argc, char **argv)
 			a.plain = true;
 		else if (strcmp(argv[i], "--fd") == 0 && i + 1 < argc)
 			a.port = atoi(argv[++i]);
-		else if (strcmp(argv[i], "--line") == 0 && i + 1 < argc)
-			a.port = serial_open(argv[++i], 0);
-		else if (strcmp(argv[i], "--listen") == 0 && i + 2 < argc) {
+		else if (strcmp(argv[i], "--line") == 0 && i + 1 < argc) {
+			a.port = serial_named(argv[++i]);
+			if (a.port < 0)
+				return EXIT_FAILURE;
+		} else if (strcmp(argv[i], "--listen") == 0 && i + 2 < argc) {
 			a.port = board_listen(argv[i + 1], argv[i + 2]);
 			if (a.port < 0)
 				return EXIT_FAILURE;

@@ -6,7 +6,9 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -174,4 +176,22 @@ int serial_open(const char *path, unsigned speed)
 	}
 	close(pair[1]);
 	return pair[0];
+}
+
+int serial_named(const char *name)
+{
+	const char *at = strrchr(name, '@');
+	char path[256];
+	int tty;
+
+	if (snprintf(path, sizeof(path), "%.*s", at ? (int)(at - name) : (int)strlen(name), name) >=
+	    (int)sizeof(path)) {
+		errno = ENAMETOOLONG;
+		tty = -1;
+	} else {
+		tty = serial_open(path, at ? (unsigned)atoi(at + 1) : 0);
+	}
+	if (tty < 0)
+		fprintf(stderr, "agent: %s: %s\n", name, strerror(errno));
+	return tty;
 }

@@ -6,5 +6,7 @@
 
 /* A socket that is the stream over the device at `path`, -1 with errno. `speed` 0: as it is. */
 int serial_open(const char *path, unsigned speed);
+/* The same for TTY or TTY@RATE; says on stderr what is wrong. */
+int serial_named(const char *name);
 
 #endif

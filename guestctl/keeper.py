@@ -1,7 +1,7 @@
 """The small process that stands for one board of a pool, as a supervisor does for a guest.
 
 Run as guestctl.supervisor is. It starts nothing: it joins whoever leases the board with the agent
-there.
+there, over the network or a serial device.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from guestctl.agent import Agent
 from guestctl.board import Forwarder, read_key, split_address
+from guestctl.device import DEVICE, Device, DeviceAddress
 from guestctl.errors import GuestctlError, RequestFailed
+from guestctl.journal import record
 from guestctl.processes import ProcessId
 from guestctl.rundir import GuestDir, connected_socket, tell_starter
 from guestctl.spec import GuestSpec
@@ -26,6 +29,8 @@ from guestctl.wire import Op
 __all__ = ["main"]
 
 _TIMEOUT = 30.0
+# States that have another name as events.
+_EVENTS = {"booting": "boot"}
 
 
 def _record(folder: GuestDir, spec: GuestSpec, state: str, cause: str = "") -> None:
@@ -42,9 +47,20 @@ def _record(folder: GuestDir, spec: GuestSpec, state: str, cause: str = "") -> N
             "supervisor_start": me.start,
         }
     )
+    told = {"cause": cause} if cause else {}
+    record(folder.journal, _EVENTS.get(state, state), guest=folder.name, **told)
 
 
-def _greet(folder: GuestDir, forwarder: Forwarder) -> None:
+def _joined(
+    spec: GuestSpec, listening: socket.socket, ended: Callable[[str], None]
+) -> Forwarder | Device:
+    """Whoever connects to `listening` reaches the board from here on; raises GuestctlError."""
+    if spec.member.startswith(DEVICE):
+        return Device(DeviceAddress.parse(spec.member), listening, ended)
+    return Forwarder(split_address(spec.member), read_key(Path(spec.key)), listening)
+
+
+def _greet(folder: GuestDir, way: Forwarder | Device) -> None:
     """Makes sure that an agent is there, and that it takes commands; raises GuestctlError."""
     try:
         agent = Agent.connect(
@@ -58,15 +74,24 @@ def _greet(folder: GuestDir, forwarder: Forwarder) -> None:
         finally:
             agent.close()
     except GuestctlError as error:
-        raise GuestctlError(forwarder.fault or str(error)) from None
+        raise GuestctlError(way.fault or str(error)) from None
 
 
-def _wait(leash: list[int]) -> None:
-    """Until somebody asks for the end, or the owner is gone."""
-    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(write)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    select.select([read, *leash], [], [])
+class _End:
+    """Comes when somebody asks for it, the owner is gone, or the way to the board is."""
+
+    def __init__(self) -> None:
+        self.why = ""
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._write)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+
+    def come(self, why: str) -> None:
+        self.why = why
+        os.write(self._write, b"x")
+
+    def wait(self, leash: list[int]) -> None:
+        select.select([self._read, *leash], [], [])
 
 
 def main(argv: list[str]) -> None:
@@ -80,21 +105,20 @@ def main(argv: list[str]) -> None:
     os.close(monitor)
     folder.monitor.unlink(missing_ok=True)
     _record(folder, spec, "booting")
+    end = _End()
     try:
-        forwarder = Forwarder(
-            split_address(spec.member), read_key(Path(spec.key)), socket.socket(fileno=agent)
-        )
-        _greet(folder, forwarder)
+        way = _joined(spec, socket.socket(fileno=agent), end.come)
+        _greet(folder, way)
     except (GuestctlError, OSError) as error:
         _record(folder, spec, "lost", str(error))
         tell_starter(notify, {"error": str(error)})
         return
     _record(folder, spec, "ready")
     tell_starter(notify, {"ready": True})
-    _wait([] if leash < 0 else [leash])
-    forwarder.close()
+    end.wait([] if leash < 0 else [leash])
+    way.close()
     folder.agent.unlink(missing_ok=True)
-    _record(folder, spec, "stopped", "it was stopped")
+    _record(folder, spec, "lost" if end.why else "stopped", end.why or "it was stopped")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from guestctl import image
 from guestctl.board import read_key, split_address
+from guestctl.device import DEVICE, DeviceAddress
 from guestctl.errors import HostLacks, PoolError, UsageError
 from guestctl.offload import MODES, why_off
 from guestctl.places import Places
@@ -49,7 +50,9 @@ class PoolOptions:
     offload: str = "auto"
     # Its guests boot, even where there is a template to clone.
     cold: bool = False
-    # Boards, as HOST or HOST:PORT, that belong to the pool, and the file with their key.
+    # Boards that belong to the pool, as HOST, HOST:PORT or serial:DEV@RATE, and the file with the
+    # key of those in the network. A serial device as the channel stands for a pool of that board
+    # alone.
     members: tuple[str, ...] = ()
     key: str = ""
     # The id of the image; without one it is today's.
@@ -82,6 +85,8 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
 
     Raises UsageError, HostLacks, ImageError, ShareError and PoolError.
     """
+    if options.channel.startswith(DEVICE):
+        return _pool_of_a_device(options, own_shares(places, name))
     row = target(options.arch)
     memory = row.memory if options.memory is None else options.memory
     _check(options, memory, row.memory_max)
@@ -127,7 +132,7 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
                 ledger=str(ledger_path(places, name)),
             )
         )
-    guests += _boards(options, own)
+    guests += _boards(options, options.members, own, first=options.size)
     remarks = []
     if row.cpus_kvm and best.name != "kvm":
         remarks.append(f"emulated, without KVM: {best.reason}")
@@ -138,14 +143,24 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
     return Plan(tuple(guests), made.id, tuple(remarks))
 
 
-def _boards(options: PoolOptions, own: Path) -> list[GuestSpec]:
+def _pool_of_a_device(options: PoolOptions, own: Path) -> Plan:
+    """No guest at all: the machine behind a serial device, and other members if there are any."""
+    target(options.arch)
+    if options.size != 1 or options.share is not None:
+        raise UsageError(
+            f"behind {options.channel} is one machine, without a share",
+            hint="leave -n and --share out; --member adds others",
+        )
+    return Plan(tuple(_boards(options, (options.channel, *options.members), own)), "", ())
+
+
+def _boards(
+    options: PoolOptions, members: tuple[str, ...], own: Path, first: int = 0
+) -> list[GuestSpec]:
     """The members that are no guests: they have an agent, and nothing else of ours."""
-    if not options.members:
-        return []
-    read_key(Path(options.key))
     found = []
-    for number, member in enumerate(options.members, start=options.size):
-        host, port = split_address(member)
+    for number, member in enumerate(members, start=first):
+        host, address = _address(member, options.key)
         folders = own / f"g{number}", own / f"g{number}.base"
         for folder in folders:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -168,11 +183,23 @@ def _boards(options: PoolOptions, own: Path) -> list[GuestSpec]:
                 unconfined_reason="a board",
                 channel="board",
                 offload_reason="a board",
-                member=f"{host}:{port}",
-                key=str(Path(options.key).resolve()),
+                member=address,
+                key=str(Path(options.key).resolve()) if options.key else "",
             )
         )
     return found
+
+
+def _address(member: str, key: str) -> tuple[str, str]:
+    """A board's name, and its address in full; raises UsageError, BoardError."""
+    if member.startswith(DEVICE):
+        device = DeviceAddress.parse(member)
+        return device.path, str(device)
+    if not key:
+        raise UsageError("boards need a key", hint="--key FILE; guestctl agent key FILE makes one")
+    read_key(Path(key))
+    host, port = split_address(member)
+    return host, f"{host}:{port}"
 
 
 def _why_no_offload(options: PoolOptions, accelerator: str, places: Places) -> str:
@@ -206,8 +233,6 @@ def _work_trees(options: PoolOptions, own: Path) -> list[Path]:
 
 def _check(options: PoolOptions, memory: int, most: int) -> None:
     """Raises UsageError or PoolError for what cannot work."""
-    if options.members and not options.key:
-        raise UsageError("boards need a key", hint="--key FILE; guestctl agent key FILE makes one")
     if options.size < 1:
         raise UsageError(f"a pool has at least one guest, not {options.size}", hint="-n 1, or more")
     for what, given, known in (

@@ -14,12 +14,17 @@ Description=guestctl agent
 After=network.target
 
 [Service]
-ExecStart=/usr/local/bin/guestctl-agent agent --plain --listen {listen} /etc/guestctl-agent.key
+ExecStart=/usr/local/bin/{command}
 Restart=always
 
 [Install]
 WantedBy=multi-user.target
 """
+
+_TRUST = {
+    "listen": "Who holds the key runs commands there as the user that the agent runs as.",
+    "line": "Who is at the other end runs commands there as that user. No console on this line!",
+}
 
 
 @click.group()
@@ -56,12 +61,14 @@ def key(file: Path) -> None:
 @click.option("--arch", required=True, help="The board's architecture, such as armv5l.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("guestctl-agent"))
 @click.option("--listen", default="0.0.0.0:7743", show_default=True, metavar="ADDRESS:PORT")
-def install(arch: str, output: Path, listen: str) -> None:
+@click.option("--line", metavar="TTY[@RATE]", help="It shall use this serial line instead.")
+def install(arch: str, output: Path, listen: str, line: str | None) -> None:
     """Write the agent, one static program, and print how to install it.
 
     \b
     Example:
       guestctl agent install --arch armv5l --output guestctl-agent
+      guestctl agent install --arch armv5l --line /dev/ttyS1@115200
     """
     from guestctl import image
     from guestctl.imaging.initramfs import init_of
@@ -70,11 +77,14 @@ def install(arch: str, output: Path, listen: str) -> None:
     made = image.load(arch, cache_dir=Places.of_user().cache)
     output.write_bytes(init_of(made.initramfs))
     output.chmod(0o755)
+    way = f"--line {line}" if line else f"--listen {listen} /etc/guestctl-agent.key"
+    command = f"guestctl-agent agent --plain {way}"
     click.echo(f"# {output} is the agent for {arch}. On the board, as root:")
     click.echo(f"install -m 755 {output.name} /usr/local/bin/guestctl-agent")
-    click.echo("install -m 600 board.key /etc/guestctl-agent.key   # of `guestctl agent key`")
+    if not line:
+        click.echo("install -m 600 board.key /etc/guestctl-agent.key   # of `guestctl agent key`")
     click.echo("# then, without an init system:")
-    click.echo(f"guestctl-agent agent --plain --listen {listen} /etc/guestctl-agent.key &")
+    click.echo(f"{command} &")
     click.echo("# or as /etc/systemd/system/guestctl-agent.service:")
-    click.echo(_UNIT.format(listen=listen), nl=False)
-    click.echo("# Who holds the key runs commands there as the user that the agent runs as.")
+    click.echo(_UNIT.format(command=command), nl=False)
+    click.echo(f"# {_TRUST['line' if line else 'listen']}")

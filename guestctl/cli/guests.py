@@ -7,7 +7,7 @@ import secrets
 import select
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -65,6 +65,10 @@ class Place:
     own: bool = False
     keep: bool = False
 
+    def mounted(self) -> AbstractContextManager[None]:
+        """Its share is at /work meanwhile; a board has none, and runs commands all the same."""
+        return nullcontext() if self.guest.board else self.guest.mounted()
+
 
 def the_pool(name: str | None) -> Pool:
     """The pool of that name, or the only one there is; raises PoolError."""
@@ -88,7 +92,7 @@ def leased(options: dict[str, Any]) -> Iterator[Place]:
                 )
         pool = the_pool(options["name"])
         with pool.lease(options["lease_timeout"], fresh=options["fresh"], orphan=orphan) as guest:
-            yield Place(pool, guest, pool.options.share is not None)
+            yield Place(pool, guest, pool.options.share is not None and not guest.board)
         return
     if options["name"] is not None:
         raise UsageError("--name and --arch exclude each other")

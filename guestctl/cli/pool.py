@@ -51,11 +51,12 @@ def group() -> None:
 )
 @click.option(
     "--channel",
-    type=click.Choice(["virtio", "tcp", "serial"]),
+    metavar="virtio|tcp|serial|serial:DEV[@RATE]",
     default="virtio",
     show_default=True,
     help="How the agent's bytes travel: a virtio port, a network that reaches nothing else, or "
-    "the board's second serial line (slow).",
+    "the second serial line of QEMU's board (slow). With a serial device of this host, the pool is "
+    "the machine at its other end.",
 )
 @click.option(
     "--network",
@@ -75,7 +76,7 @@ def group() -> None:
     "--member",
     "members",
     multiple=True,
-    metavar="HOST[:PORT]",
+    metavar="HOST[:PORT]|serial:DEV[@RATE]",
     help="A board that belongs to the pool as well; may be given again. It has no share.",
 )
 @click.option("--key", default="", metavar="FILE", help="The boards' key: guestctl agent key.")
@@ -104,6 +105,7 @@ def up(
     \b
     Example:
       guestctl pool up -n 4 --arch armv5l --share /var/tmp/trees
+      guestctl pool up --arch armv5l --channel serial:/dev/ttyUSB0@115200
     """
     import time
 

@@ -30,7 +30,7 @@ def shell(**options: Any) -> int:
       guestctl shell --name builders --root /work --cwd /build
     """
     require_terminal("shell")
-    with leased(options) as place, place.guest.mounted():
+    with leased(options) as place, place.mounted():
         process = start(place, SHELL, options, tty=True)
         try:
             made = wait(process, terminal=True, detachable=not place.own)

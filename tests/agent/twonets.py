@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from guestctl.agent import Agent
@@ -28,37 +30,35 @@ def sh(*argv: str) -> None:
     subprocess.run(argv, check=True, timeout=20)
 
 
+@contextmanager
+def second_machine() -> Iterator[list[str]]:
+    """Makes the other machine; what comes before a command that is to run there."""
+    with subprocess.Popen(["unshare", "--net", "sleep", "120"]) as other:
+        there = ["nsenter", "--target", str(other.pid), "--net"]
+        try:
+            ours = Path("/proc/self/ns/net").readlink()
+            while Path(f"/proc/{other.pid}/ns/net").readlink() == ours:
+                time.sleep(0.01)
+            ends = ("us0", "type", "veth", "peer", "name", "board0", "netns", str(other.pid))
+            sh("ip", "link", "add", *ends)
+            sh("ip", "addr", "add", f"{US}/24", "dev", "us0")
+            sh("ip", "link", "set", "us0", "up")
+            sh(*there, "ip", "addr", "add", f"{BOARD}/24", "dev", "board0")
+            sh(*there, "ip", "link", "set", "board0", "up")
+            yield there
+        finally:
+            other.kill()
+
+
 def main() -> None:
     program, key = sys.argv[1], Path(sys.argv[2])
-    with subprocess.Popen(["unshare", "--net", "sleep", "60"]) as other:
-        there = ["nsenter", "--target", str(other.pid), "--net"]
-        ours = Path("/proc/self/ns/net").readlink()
-        while Path(f"/proc/{other.pid}/ns/net").readlink() == ours:
-            time.sleep(0.01)
-        sh(
-            "ip",
-            "link",
-            "add",
-            "us0",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "board0",
-            "netns",
-            str(other.pid),
-        )
-        sh("ip", "addr", "add", f"{US}/24", "dev", "us0")
-        sh("ip", "link", "set", "us0", "up")
-        sh(*there, "ip", "addr", "add", f"{BOARD}/24", "dev", "board0")
-        sh(*there, "ip", "link", "set", "board0", "up")
+    with second_machine() as there:
         argv = [*there, program, "agent", "--plain", "--listen", f"{BOARD}:{PORT}", str(key)]
         with subprocess.Popen(argv, env={"ASAN_OPTIONS": "detect_leaks=0"}) as agent:
             try:
                 _use(key)
             finally:
                 agent.kill()
-                other.kill()
 
 
 def _use(key: Path) -> None:
