@@ -13,6 +13,7 @@
 enum {
 	RECORDS_TOTAL = 16 * 1024 * 1024,	/* of all descriptions together */
 	MAX_DESCRIBED = MAX_JOBS,
+	STARTED_SIZE = 20,
 	EXIT_SIZE = 72,
 };
 
@@ -235,11 +236,14 @@ static bool send_one(struct agent *a, struct job *job)
 		return true;
 	}
 	if (job->announce) {
-		uint8_t *p = out_frame(&a->out, T_STARTED, 0, job->id, 4);
+		uint8_t *p = out_frame(&a->out, T_STARTED, 0, job->id, STARTED_SIZE);
 
 		if (!p)
 			return false;
-		put32(p, (uint32_t)job->pid);
+		p = put32(p, (uint32_t)job->pid);
+		/* What has been credited is not told again: so this is where the output begins. */
+		p = put64(p, job->out[0].ring.head);
+		put64(p, job->out[1].ring.head);
 		job->announce = false;
 		any = true;
 	}

@@ -13,12 +13,12 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from guestctl import events
-from guestctl.errors import AgentBroke, GuestHung, GuestLost, RequestFailed
+from guestctl.errors import AgentBroke, GuestHung, GuestLost
+from guestctl.job import Job
 from guestctl.link import Link
 from guestctl.patience import Patience, never_starved
 from guestctl.session import SERVICE_BIT, Session
@@ -28,22 +28,6 @@ from guestctl.wire import Op, Tag
 __all__ = ["Agent", "Job"]
 
 _LOG_LINES = 100
-_CROWDED = 256
-_SMALL = 8192
-
-
-class Job:
-    """A command, or a service stream, as the agent sees it: events are queued here until somebody
-    takes them. `caller` is what the agent says of a stream's other end, by wire.Tag."""
-
-    def __init__(
-        self, id_: int, lock: threading.RLock, caller: Mapping[int, bytes] | None = None
-    ) -> None:
-        self.id = id_
-        self.caller = caller or {}
-        self.changed = threading.Condition(lock)
-        self.queue: deque[events.Event] = deque()
-        self.over = False
 
 
 class Agent:
@@ -100,9 +84,8 @@ class Agent:
         GuestLost when no welcome comes within `timeout` seconds, ProtocolError when the agent is of
         another version.
         """
-        agent = cls(
-            connection, orphan=orphan, heartbeat=heartbeat, hangs_up=hangs_up, starved=starved
-        )
+        given = {"orphan": orphan, "heartbeat": heartbeat}
+        agent = cls(connection, **given, hangs_up=hangs_up, starved=starved)
         try:
             with agent._lock:
                 agent._link.send(agent._session.hello())
@@ -150,11 +133,7 @@ class Agent:
                 lambda: id_ in self._replies, timeout, f"no reply to {op.name} in {timeout:g} s"
             )
             reply = self._replies.pop(id_)
-        if reply.errno:
-            reason = os.strerror(reply.errno)
-            text = f"{reply.text}: {reason}" if reply.text else reason
-            raise RequestFailed(f"{op.name.lower()}: {text}", errno=reply.errno)
-        return reply
+        return reply.checked(op.name.lower())
 
     def ping(self, timeout: float) -> float:
         """The seconds that an answer took; raises GuestLost."""
@@ -223,23 +202,15 @@ class Agent:
 
         The agent keeps the job's end until it has been taken here.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
-            while not job.queue:
-                # What came before the loss is still handed out.
-                self._check()
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    return None
-                job.changed.wait(left)
-            event = job.queue.popleft()
+            event = job.next(timeout, self._check)
             if isinstance(event, (events.Exited, events.NotStarted)):
                 self._let_go(job.id)
             return event
 
     def write(self, job: Job, data: bytes, *, timeout: float | None = None) -> bool:
         """Sends stdin, waiting for room. False: the command does not read any more."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        patience = Patience(timeout)
         view = memoryview(data)
         with self._lock:
             while view:
@@ -247,14 +218,12 @@ class Agent:
                 if job.over:
                     return False
                 room = self._session.room(job.id)
-                if not room:
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
-                        raise TimeoutError("the command does not take its stdin")
-                    job.changed.wait(left)
-                    continue
                 self._link.send(self._session.send(job.id, bytes(view[:room])))
                 view = view[room:]
+                if view and not patience.awaits(
+                    lambda: job.over or self._session.room(job.id), job.changed, self._check
+                ):
+                    raise TimeoutError("the command does not take its stdin")
         return True
 
     def end_stdin(self, job: Job) -> None:
@@ -266,18 +235,6 @@ class Agent:
     def consumed(self, job: Job, channel: int, count: int) -> None:
         """Gives the agent credit for output that has been taken."""
         self._tell(lambda: self._session.consumed(job.id, channel, count))
-
-    def put_back(self, job: Job, event: events.Event | None) -> None:
-        """Undoes a `take`, for a caller that could not mind its event."""
-        if event is not None:
-            with self._lock:
-                job.queue.appendleft(event)
-
-    def wake(self, job: Job) -> None:
-        """Has `take` return a Woken; may be called by a signal's handler."""
-        with self._lock:
-            job.queue.append(events.Woken())
-            job.changed.notify_all()
 
     def signal(self, job: Job, number: int) -> None:
         """Sends a signal to the command's process group."""
@@ -311,12 +268,8 @@ class Agent:
         """Waits on the session's condition until `done`."""
         patience = Patience(timeout, starved=self._starved)
         with self._lock:
-            while not done():
-                self._check()
-                left = patience.left()
-                if left == 0:
-                    raise GuestHung(message)
-                self._changed.wait(left)
+            if not patience.awaits(done, self._changed, self._check):
+                raise GuestHung(message)
 
     def _received(self, data: bytes) -> None:
         for event in self._session.feed(data):
@@ -383,31 +336,12 @@ class Agent:
         """Nothing more will come for it, and nothing may be sent."""
         job = self._jobs.pop(id_, None)
         if job is not None:
-            job.over = True
-            job.changed.notify_all()
+            job.end()
 
     def _queue(self, id_: int, event: events.Event) -> None:
         job = self._jobs.get(id_)
         if job is not None:
-            if len(job.queue) < _CROWDED or not _joined(job.queue, event):
-                job.queue.append(event)
-            job.changed.notify_all()
-
-
-def _joined(queue: deque[events.Event], event: events.Event) -> bool:
-    """Adds output to a piece of the same channel that waits, if it is small and among the last.
-
-    Credit bounds the bytes that wait, and this the pieces: an agent may send byte by byte.
-    """
-    if isinstance(event, events.Output):
-        for at in (-1, -2):
-            last = queue[at]
-            if isinstance(last, events.Output) and last.channel == event.channel:
-                if len(last.data) < _SMALL:
-                    queue[at] = replace(last, data=last.data + event.data)
-                    return True
-                break
-    return False
+            job.put(event)
 
 
 _REACTIONS: dict[type[events.Event], Callable[[Agent, Any], None]] = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from guestctl.errors import RequestFailed
 from guestctl.spec import Usage
 
 __all__ = [
@@ -45,8 +47,13 @@ class Welcomed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Started(Event):
+    """`stdout` and `stderr` are how many bytes of each an earlier session has taken: output goes on
+    behind them."""
+
     job: int
     pid: int
+    stdout: int = 0
+    stderr: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,14 @@ class Replied(Event):
     errno: int
     text: str
     memory: tuple[int, ...] = ()
+
+    def checked(self, what: str) -> Replied:
+        """Itself; raises RequestFailed, of `what` was asked for, where it tells of an error."""
+        if self.errno:
+            reason = os.strerror(self.errno)
+            text = f"{self.text}: {reason}" if self.text else reason
+            raise RequestFailed(f"{what}: {text}", errno=self.errno)
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from guestctl.agent import Agent
 from guestctl.errors import GuestctlError
-from guestctl.jobs import read_jobs
+from guestctl.jobs import JobBook, read_jobs
 from guestctl.journal import record
 from guestctl.rundir import GuestDir, connected_socket, flocked, write_json
 
@@ -101,9 +101,7 @@ def live_jobs(folder: GuestDir) -> tuple[int, ...]:
 def _mind(folder: GuestDir, written: dict[str, Any], left: list[dict[str, Any]]) -> None:
     """Brings what is written in line with what is true; the caller holds the lease."""
     if not left:
-        folder.jobs.unlink(missing_ok=True)
-        for job in written["jobs"]:
-            record(folder.journal, "expired", guest=folder.name, job=job["name"])
+        JobBook(folder).expire()
     elif not written.get("orphaned"):
         write_json(folder.jobs, {**written, "jobs": left, "orphaned": True})
         for job in left:

@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +21,9 @@ from guestctl.loss import explained, explaining
 from guestctl.metering import Meter
 from guestctl.mounting import WORK, Mounting
 from guestctl.process import PIPE, Host, Process
-from guestctl.processes import processor_time
 from guestctl.rundir import GuestDir, connected_socket
 from guestctl.share import Share
-from guestctl.spec import STATUS_BROKEN, Command, Result
+from guestctl.spec import Command, Result
 from guestctl.streams import Sink, Source
 from guestctl.wire import Op, Tag
 
@@ -44,13 +42,14 @@ class Guest:
 
     `work` is its share; `jobs` is a good number for `make -j`; `pace` is how many times slower than
     usual it is; `orphans` are the jobs that an earlier holder has left in it. `offload` compiles
-    for it on the host, None where that is off.
+    for it on the host, None where that is off. A `board` is no guest, and has no share.
     """
 
     def __init__(self, folder: GuestDir, lease: int, agent: Agent) -> None:
         spec = folder.spec()
         self.name = folder.name
         self.arch = str(spec["arch"])
+        self.board = bool(spec.get("member"))
         model = str(spec["security_model"])
         self.work = Share(Path(spec["work"]), self.name, model)
         self.base = Share(
@@ -94,7 +93,7 @@ class Guest:
                 timeout=timeout,
                 orphan=orphan,
                 hangs_up=folder.spec()["channel"] == "virtio",
-                starved=_starvation(folder),
+                starved=folder.starvation(),
             )
         except GuestLost as error:
             raise explained(folder, error) from None
@@ -116,7 +115,7 @@ class Guest:
         if self.orphans:
             self._mounting.keep_leftovers()
         else:
-            self._book.clear()
+            self._book.expire()
             self._mounting.undo_leftovers()
         if not self._folder.spec().get("member"):
             # Its last user may have set it, and it stands still while the host is suspended.
@@ -240,12 +239,14 @@ class Guest:
         stderr: Sink | None = None,
         timeout: float | None = None,
         idle_timeout: float | None = None,
+        seen: tuple[int, int] = (0, 0),
     ) -> Process:
         """Takes an orphan over, in a guest from `Pool.adopt`: job `number`, or the only one.
 
-        Its output is handed on from where the last holder stopped taking it. The time-outs
-        are those that it was started with, as far as they are known, unless others are given; the
-        hard one goes on from the command's start. Raises PoolError, GuestLost.
+        Its output is handed on from where the last holder stopped taking it, see `Process.begin`,
+        without the bytes of stdout and stderr that have been `seen`, counted from the command's
+        start. The time-outs are those that it was started with, as far as they are known, unless
+        others are given; the hard one goes on from that start. Raises PoolError, GuestLost.
         """
         if number is None:
             if len(self.orphans) != 1:
@@ -269,6 +270,7 @@ class Guest:
             stderr=stderr,
             timeout=timeout,
             idle_timeout=facts.get("idle_timeout") if idle_timeout is None else idle_timeout,
+            seen=seen,
         )
 
     def _process(self, job: Job, command: Command, **options: Any) -> Process:
@@ -276,7 +278,7 @@ class Guest:
         host = Host(
             name=self.name,
             pace=self.pace,
-            starved=_starvation(self._folder),
+            starved=self._folder.starvation(),
             lost=lambda error: explained(self._folder, error),
             ended=lambda result: self._book.closed(job.id, result),
             left=self.detach,
@@ -315,9 +317,7 @@ class Guest:
         if max_local is None or result.status:
             return result
         local = self.offload.too_local(process.id, max_local) if self.offload else "it is off"
-        if not local:
-            return result
-        return replace(result, outcome="error", status=STATUS_BROKEN, error=f"offload: {local}")
+        return result.failed(f"offload: {local}") if local else result
 
     # --- the share --------------------------------------------------------------------------
 
@@ -361,9 +361,3 @@ class Guest:
     def _request(self, op: Op, *records: tuple[Tag, bytes], timeout: float = 120.0) -> None:
         with explaining(self._folder):
             self._agent.request(op, records, timeout=timeout)
-
-
-def _starvation(folder: GuestDir) -> Callable[[], float]:
-    """Counts the seconds for which the guest has waited for a processor."""
-    qemu = folder.qemu()
-    return lambda: processor_time(qemu.pid)[1] if qemu else 0.0

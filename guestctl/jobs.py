@@ -113,6 +113,12 @@ class JobBook:
             if self._entries:
                 self._write()
 
+    def expire(self) -> None:
+        """What an earlier holder has left is gone: its time was over."""
+        for job in read_jobs(self._folder).get("jobs", []):
+            self._tell("expired", job)
+        self.clear()
+
     def clear(self) -> None:
         """Nothing of ours runs any more."""
         with self._lock:

@@ -7,6 +7,7 @@ docs/decisions/0043-time-outs.md.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -56,6 +57,24 @@ class Patience:
 
     def over(self) -> bool:
         return self.left() == 0.0
+
+    def awaits(
+        self,
+        done: Callable[[], object],
+        changed: threading.Condition,
+        check: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Waits on `changed`, whose lock the caller holds, until `done`; False: it is over.
+
+        `check` is called before each wait, and raises what ends it otherwise.
+        """
+        while not done():
+            check()
+            left = self.left()
+            if left == 0:
+                return False
+            changed.wait(left)
+        return True
 
     def _remaining(self) -> float:
         assert self.seconds is not None

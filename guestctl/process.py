@@ -16,7 +16,7 @@ from guestctl.jobs import job_name
 from guestctl.patience import Patience, never_starved
 from guestctl.session import STAGE_EXEC
 from guestctl.spec import STATUS_BROKEN, STATUS_TIMEOUT, Command, Result, status_of_errno
-from guestctl.streams import Capture, Sink, Source
+from guestctl.streams import Capture, Rest, Sink, Source
 
 __all__ = ["PIPE", "Host", "Process", "StdinWriter"]
 
@@ -85,6 +85,7 @@ class Process:
         stderr: Sink | None,
         timeout: float | None,
         idle_timeout: float | None,
+        seen: tuple[int, int] = (0, 0),
     ) -> None:
         self._agent = agent
         self._command = command
@@ -96,6 +97,8 @@ class Process:
             1: self._captures[0] if stdout is None else stdout,
             2: self._captures[1] if stderr is None else stderr,
         }
+        self._seen = seen
+        self._starts: tuple[int, int] | None = None
         self._began = time.time()
         self._begin = time.monotonic()
         self._limits = {
@@ -175,7 +178,7 @@ class Process:
         if self._interrupted:
             return False
         self._interrupted = True
-        self._agent.wake(self._job)
+        self._job.wake()
         return True
 
     def wait(self) -> Result:
@@ -185,10 +188,22 @@ class Process:
         raises, after having killed the command. Interrupted once it kills the command and keeps
         the guest; interrupted again while that lasts, it ends the guest.
         """
-        if self._result is not None:
-            return self._result
+        self._until(lambda: self._result is not None)
+        assert self._result is not None
+        return self._result
+
+    def begin(self) -> tuple[int, int]:
+        """Waits for the command's start: with which bytes of stdout and stderr its output begins.
+
+        Not the first ones after `Guest.attach`, where its last holder had taken some. What that one
+        had handed on and not yet said so is told again.
+        """
+        self._until(lambda: self._starts is not None or self._result is not None)
+        return self._starts or (0, 0)
+
+    def _until(self, done: Callable[[], bool]) -> None:
         try:
-            while self._result is None:
+            while not done():
                 self._step()
         except GuestLost as error:
             if self._detached:
@@ -199,7 +214,6 @@ class Process:
             self._kill("the caller gave up")
             self._drain()
             raise
-        return self._result
 
     def _drain(self) -> None:
         """Throws the output of a killed command away until it has ended."""
@@ -228,7 +242,7 @@ class Process:
             return
         if self._interrupted:
             self._interrupted = False
-            self._agent.put_back(self._job, event)
+            self._job.put_back(event)
             raise KeyboardInterrupt
         match event:
             case None:
@@ -243,6 +257,11 @@ class Process:
                 # Only now: how long a sink takes is not the command's silence.
                 self._limits["no output for"].restart()
                 self._mind_time()
+            case events.Started(stdout=out, stderr=err):
+                self._starts = out, err
+                for channel, seen, taken in ((1, self._seen[0], out), (2, self._seen[1], err)):
+                    if seen > taken:
+                        self._sinks[channel] = Rest(self._sinks[channel], seen - taken)
             case events.Exited():
                 self._finish(self._ended(event))
             case events.NotStarted():
@@ -313,6 +332,7 @@ class Process:
             job=self._job.id,
             began=self._began,
             pace=self._host.pace,
+            output_from=self._starts or (0, 0),
             signal=event.value if event and event.signalled else 0,
             seconds=time.monotonic() - self._begin,
             usage=event.usage if event else Result.usage,

@@ -24,7 +24,7 @@ import re
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from typing import Any
 
 from guestctl.errors import PoolError, UsageError
 from guestctl.places import private_directory
-from guestctl.processes import ProcessId
+from guestctl.processes import ProcessId, processor_time
 
 __all__ = [
     "GuestDir",
@@ -244,6 +244,11 @@ class GuestDir:
 
     def qemu(self) -> ProcessId | None:
         return _process(self.state(), "qemu")
+
+    def starvation(self) -> Callable[[], float]:
+        """Counts the seconds for which the guest has waited for a processor."""
+        qemu = self.qemu()
+        return lambda: processor_time(qemu.pid)[1] if qemu else 0.0
 
     def leased_by(self) -> int | None:
         """The pid of the process that holds the lease, None where nobody does."""

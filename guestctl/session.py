@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from guestctl import wire
 from guestctl.errors import ProtocolError
@@ -27,11 +26,13 @@ from guestctl.events import (
     StreamReset,
     Welcomed,
 )
+from guestctl.flow import Flow
 from guestctl.spec import Command, Usage
 from guestctl.wire import Channel, Op, Tag, Type, encode
 
 __all__ = ["STAGE_EXEC", "Session"]
 
+_STARTED = struct.Struct("<I2Q")
 _EXIT = struct.Struct("<HHI8Q")
 _MEMORY = struct.Struct("<4Q")
 _STAGES = {
@@ -51,31 +52,6 @@ _NAME_MAX = 64
 _TEXT_MAX = 1024
 
 
-@dataclass(slots=True)
-class _Stream:
-    """Credit and open channels of one job or service stream."""
-
-    state: str
-    send_credit: int = wire.CREDIT_WINDOW
-    may_receive: dict[int, int] = field(default_factory=dict)
-    stdin_open: bool = True
-
-
-# Which frame the agent may send for a job in which state, and what state follows.
-_TRANSITIONS = {
-    ("described", Type.STARTED): "running",
-    ("described", Type.FAILED): "gone",
-    ("running", Type.DATA): "running",
-    ("running", Type.EOF): "running",
-    ("running", Type.CREDIT): "running",
-    ("running", Type.EXIT): "gone",
-    ("service", Type.DATA): "service",
-    ("service", Type.EOF): "service",
-    ("service", Type.CREDIT): "service",
-    ("service", Type.RESET): "gone",
-}
-
-
 class Session:
     """One session. `nonce` is 16 random bytes, `orphan` the time in ms that jobs outlive it.
 
@@ -90,7 +66,7 @@ class Session:
         self._orphan = orphan
         self._silence = silence
         self._decoder = wire.Decoder(nonce)
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Flow] = {}
         self._requests: set[int] = set()
         self._taken: set[int] = set()
         self._next_id = 1
@@ -107,9 +83,7 @@ class Session:
         """The id of a new job, and the bytes that start it."""
         records = wire.command_records(command)
         job = self._take_id()
-        self._streams[job] = _Stream(
-            "described", may_receive={1: wire.CREDIT_WINDOW, 2: wire.CREDIT_WINDOW}
-        )
+        self._streams[job] = Flow.of_job()
         pieces = [
             encode(Type.SPEC, job, payload=records[at : at + wire.PAYLOAD_MAX])
             for at in range(0, len(records), wire.PAYLOAD_MAX)
@@ -118,9 +92,7 @@ class Session:
 
     def attach(self, job: int) -> bytes:
         """Takes an orphan over; the agent answers as for a new job."""
-        self._streams[job] = _Stream(
-            "described", may_receive={1: wire.CREDIT_WINDOW, 2: wire.CREDIT_WINDOW}
-        )
+        self._streams[job] = Flow.of_job()
         return encode(Type.ATTACH, job)
 
     def forget(self, job: int) -> bytes:
@@ -134,16 +106,14 @@ class Session:
     def room(self, stream: int) -> int:
         """How many bytes of stdin (or to a service stream) may be sent now."""
         known = self._streams.get(stream)
-        return known.send_credit if known and known.stdin_open else 0
+        return known.room() if known else 0
 
     def send(self, stream: int, data: bytes) -> bytes:
         """Stdin for a job, within `room`; nothing for a stream that has ended."""
         known = self._streams.get(stream)
         if known is None or not data:
             return b""
-        if len(data) > known.send_credit or not known.stdin_open:
-            raise RuntimeError("more stdin than there is room for")
-        known.send_credit -= len(data)
+        known.sent(len(data))
         return b"".join(
             encode(Type.DATA, stream, Channel.STDIN, data[at : at + wire.PAYLOAD_MAX])
             for at in range(0, len(data), wire.PAYLOAD_MAX)
@@ -155,7 +125,7 @@ class Session:
         if known is None or not known.stdin_open:
             return b""
         known.stdin_open = False
-        self._close_service(stream, known)
+        self._close(stream, known)
         return encode(Type.EOF, stream, Channel.STDIN)
 
     def consumed(self, stream: int, channel: int, count: int) -> bytes:
@@ -163,9 +133,7 @@ class Session:
         known = self._streams.get(stream)
         if known is None or not count:
             return b""
-        # After the channel's end too: the agent keeps output, and the exit, until it is credited.
-        if channel in known.may_receive:
-            known.may_receive[channel] += count
+        known.consumed(channel, count)
         return encode(Type.CREDIT, stream, channel, struct.pack("<I", count))
 
     def signal(self, job: int, number: int) -> bytes:
@@ -217,16 +185,13 @@ class Session:
         except struct.error:
             raise ProtocolError(f"a frame of type {frame.type:#x} is too short") from None
 
-    def _advance(self, frame: wire.Frame) -> _Stream:
+    def _advance(self, frame: wire.Frame) -> Flow:
         """Moves the frame's stream on, or raises where the frame has no place."""
         stream = self._streams.get(frame.id)
         if stream is None:
             raise ProtocolError(f"a frame of type {frame.type:#x} for {frame.id}, unknown")
-        after = _TRANSITIONS.get((stream.state, Type(frame.type)))
-        if after is None:
-            raise ProtocolError(f"a frame of type {frame.type:#x} for a job {stream.state}")
-        stream.state = after
-        if after == "gone":
+        stream.advance(frame.type)
+        if stream.state == "gone":
             del self._streams[frame.id]
         return stream
 
@@ -254,7 +219,7 @@ class Session:
 
     def _started(self, frame: wire.Frame) -> Iterable[Event]:
         self._advance(frame)
-        yield Started(frame.id, *struct.unpack("<I", frame.payload))
+        yield Started(frame.id, *_STARTED.unpack(frame.payload))
 
     def _failed(self, frame: wire.Frame) -> Iterable[Event]:
         self._advance(frame)
@@ -263,32 +228,23 @@ class Session:
         yield NotStarted(frame.id, code, stage, f"{_STAGES.get(stage, 'start')}: {text}")
 
     def _data(self, frame: wire.Frame) -> Iterable[Event]:
-        stream = self._advance(frame)
-        left = stream.may_receive.get(frame.channel)
-        if left is None or not 0 < len(frame.payload) <= left:
-            raise ProtocolError(f"output on channel {frame.channel} beyond its credit or end")
-        stream.may_receive[frame.channel] = left - len(frame.payload)
+        self._advance(frame).received(frame.channel, len(frame.payload))
         yield Output(frame.id, frame.channel, frame.payload)
 
     def _eof(self, frame: wire.Frame) -> Iterable[Event]:
         stream = self._advance(frame)
-        if stream.may_receive.pop(frame.channel, None) is None:
-            raise ProtocolError(f"a second end of channel {frame.channel}")
-        self._close_service(frame.id, stream)
+        stream.ended(frame.channel)
+        self._close(frame.id, stream)
         yield Ended(frame.id, frame.channel)
 
     def _credit(self, frame: wire.Frame) -> Iterable[Event]:
         stream = self._advance(frame)
         (count,) = struct.unpack("<I", frame.payload)
-        stream.send_credit += count
-        if stream.send_credit > wire.CREDIT_WINDOW:
-            raise ProtocolError("more credit than was used")
+        stream.credited(count)
         yield Credited(frame.id, count)
 
     def _exit(self, frame: wire.Frame) -> Iterable[Event]:
-        stream = self._advance(frame)
-        if stream.may_receive:
-            raise ProtocolError("an exit before the end of its output")
+        self._advance(frame).exited()
         kind, _zero, value, *numbers = _EXIT.unpack(frame.payload)
         if kind > 1:
             raise ProtocolError(f"an exit of unknown kind {kind}")
@@ -310,7 +266,7 @@ class Session:
             raise ProtocolError(f"a service stream with id {frame.id:#x}")
         if sum(id_ >= SERVICE_BIT for id_ in self._streams) >= _SERVICES_MAX:
             raise ProtocolError(f"more than {_SERVICES_MAX} service streams")
-        self._streams[frame.id] = _Stream("service", may_receive={0: wire.CREDIT_WINDOW})
+        self._streams[frame.id] = Flow.of_service()
         service, _zero, records = frame.payload.partition(b"\0")
         if len(service) > _NAME_MAX:
             raise ProtocolError("the name of a service is too long")
@@ -327,9 +283,8 @@ class Session:
     def _log(self, frame: wire.Frame) -> Iterable[Event]:
         yield Logged(_text(frame.payload))
 
-    def _close_service(self, id_: int, stream: _Stream) -> None:
-        """A service stream is over once both ends have closed; a job waits for its EXIT."""
-        if stream.state == "service" and not stream.may_receive and not stream.stdin_open:
+    def _close(self, id_: int, stream: Flow) -> None:
+        if stream.over:
             self._streams.pop(id_, None)
 
     def _take_id(self) -> int:

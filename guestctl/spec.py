@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from guestctl.errors import CommandFailed
@@ -59,8 +59,9 @@ class Result:
     `status` is what a shell would say of it: the command's own status, 128 + N after signal N,
     124 after a time-out, 127 and 126 when it could not be found or executed, 125 when guestctl
     could not run it. `job` is its number in the guest, `began` seconds since the epoch, `seconds`
-    how long the host waited, `pace` by what its time-outs were scaled. `stdout` and `stderr` hold
-    what was captured; `truncated` says that a capture met its bound.
+    how long the host waited, `pace` by what its time-outs were scaled, `output_from` with which
+    bytes of both outputs ours began (not 0 for one that was attached to). `stdout` and `stderr`
+    hold what was captured; `truncated` says that a capture met its bound.
     """
 
     argv: tuple[bytes, ...]
@@ -72,6 +73,7 @@ class Result:
     seconds: float = 0.0
     job: int = 0
     pace: float = 1.0
+    output_from: tuple[int, int] = (0, 0)
     usage: Usage = Usage()
     error: str = ""
     stdout: bytes = b""
@@ -83,6 +85,10 @@ class Result:
         if self.status:
             raise CommandFailed(self.describe())
         return self
+
+    def failed(self, error: str) -> Result:
+        """The same, but that guestctl does not let it pass."""
+        return replace(self, outcome="error", status=STATUS_BROKEN, error=error)
 
     def describe(self) -> str:
         """One line for people: what was run and how it ended."""

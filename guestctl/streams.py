@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Capture", "Sink", "Source"]
+__all__ = ["Capture", "Rest", "Sink", "Source"]
 
 CAPTURE_LIMIT = 64 << 20
 
@@ -39,3 +39,17 @@ class Capture:
 
     def value(self) -> bytes:
         return b"".join(self._parts)
+
+
+class Rest:
+    """Hands on to `sink` what follows the first `known` bytes."""
+
+    def __init__(self, sink: Sink, known: int) -> None:
+        self._sink = sink
+        self._known = known
+
+    def write(self, data: bytes, /) -> None:
+        new = data[self._known :]
+        self._known = max(0, self._known - len(data))
+        if new:
+            self._sink.write(new)

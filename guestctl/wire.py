@@ -29,7 +29,7 @@ __all__ = [
     "window_size",
 ]
 
-VERSION = 2
+VERSION = 3
 PAYLOAD_MAX = 65_536
 SPEC_MAX = 2_097_152
 CREDIT_WINDOW = 262_144

@@ -326,6 +326,14 @@ class Slow:
         self.data += data
 
 
+class Into:
+    def __init__(self, data: bytearray) -> None:
+        self._data = data
+
+    def write(self, data: bytes, /) -> None:
+        self._data += data
+
+
 def attached(agent: Agent, job: int, **options: object) -> Process:
     facts: dict[str, object] = {"stdin": None, "stdout": None, "stderr": None}
     facts |= {"timeout": 60, "idle_timeout": None, **options}
@@ -355,6 +363,42 @@ def test_attach_hands_on_exactly_what_was_not_taken(native: Native) -> None:
     assert got + running._captures[0].value() == b"".join(b"%d\n" % n for n in range(1, 200001))
     assert running.result is not None
     assert running.result.status == 7
+    agent.close()
+
+
+def test_what_is_told_again_can_be_left_out(native: Native) -> None:
+    """All holders write into the same file, and die between writing and saying so; the next one
+    sees by the file's size what to leave out."""
+    agent = native.session()
+    agent.request(Op.PREPARE, timeout=20)
+    files = {1: bytearray(), 2: bytearray()}
+    sinks = {"stdout": Into(files[1]), "stderr": Into(files[2])}
+    script = "seq 100000; echo first >&2; seq 100001 200000; echo last >&2"
+    running = process(agent, "sh", "-c", script, **sinks)
+    again = 0
+    for rounds in range(1, 1000):
+        begins = running.begin()
+        assert begins[0] <= len(files[1]) and begins[1] <= len(files[2])
+        again += len(files[1]) - begins[0]
+        for _ in range(rounds):
+            if running.result is None:
+                running._step()
+        if running.result is not None:
+            break
+        while not running._job.queue:
+            time.sleep(0.001)
+        if isinstance(running._job.queue[0], events.Output):
+            event = agent.take(running._job, 20)
+            assert isinstance(event, events.Output)
+            running._sinks[event.channel].write(event.data)
+        agent.close()
+        agent = native.session()
+        seen = len(files[1]), len(files[2])
+        running = attached(agent, running._job.id, seen=seen, **sinks)
+    assert files[1] == b"".join(b"%d\n" % n for n in range(1, 200001))
+    assert files[2] == b"first\nlast\n"
+    assert rounds > 2 and again > 0
+    assert running.result is not None and running.result.output_from == begins
     agent.close()
 
 

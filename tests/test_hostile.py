@@ -25,7 +25,7 @@ from tests.agent.hostile import Hostile
 
 JOB = 1  # the first id that a host gives
 STREAM = 0x80000000
-STARTED = frame(wire.STARTED, JOB, b"\7\0\0\0")
+STARTED = frame(wire.STARTED, JOB, b"\7\0\0\0" + bytes(16))
 EXIT = frame(wire.EXIT, JOB, bytes(72))
 ENDS = frame(wire.EOF, JOB, channel=1) + frame(wire.EOF, JOB, channel=2)
 

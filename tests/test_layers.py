@@ -12,12 +12,14 @@ PACKAGE = Path(__file__).parent.parent / "guestctl"
 # The layers of docs/architecture.md, lowest first.
 LAYERS: dict[str, int] = {
     **dict.fromkeys(("errors", "resources", "spec", "targets", "version"), 0),
-    **dict.fromkeys(("acl", "line", "entry", "events", "invocation", "patience", "session"), 1),
-    **dict.fromkeys(("streams", "vmeta", "wire"), 1),
+    **dict.fromkeys(("acl", "line", "entry", "events", "flow", "invocation", "job"), 1),
+    **dict.fromkeys(("patience", "pipe", "session", "streams", "vmeta", "wire"), 1),
     **dict.fromkeys(("definitions", "document", "recipe"), 1),
     **dict.fromkeys(("archive", "companion", "packages", "pump", "tree", "view"), 2),
     **dict.fromkeys(("console", "jobs", "journal", "rundir", "tail"), 2),
-    **dict.fromkeys(("board", "bridge", "link", "places", "processes", "qemu", "share"), 2),
+    **dict.fromkeys(
+        ("board", "bridge", "device", "link", "places", "processes", "qemu", "share"), 2
+    ),
     **dict.fromkeys(("agent", "facts", "guest", "loss", "metering", "mounting"), 3),
     **dict.fromkeys(("offload", "process", "services"), 3),
     **dict.fromkeys(("bundle", "image", "imaging", "system", "toolchain", "translate"), 3),

@@ -38,7 +38,7 @@ def session() -> Session:
 @pytest.fixture
 def job(session: Session) -> int:
     made, _ = session.start(Command(argv=(b"true",)))
-    session.feed(encode(Type.STARTED, made, payload=struct.pack("<I", 77)))
+    session.feed(encode(Type.STARTED, made, payload=struct.pack("<I2Q", 77, 5, 0)))
     return made
 
 
@@ -142,7 +142,7 @@ def bad(*frames: bytes) -> bytes:
     "make",
     [
         lambda job: encode(Type.DATA, job + 1, 1, b"x"),  # of a job that is not there
-        lambda job: encode(Type.STARTED, job, payload=bytes(4)),  # twice
+        lambda job: encode(Type.STARTED, job, payload=bytes(20)),  # twice
         lambda job: encode(Type.FAILED, job, payload=bytes(8)),  # after STARTED
         exited,  # before its output has ended
         lambda job: encode(Type.DATA, job, 0, b"x"),  # on stdin

@@ -51,6 +51,11 @@ _HINTS = (
 @click.option("--idle-timeout", type=float, metavar="S", help="... after so long without output.")
 @click.option("--tty", is_flag=True, help="Give it a terminal; Ctrl-] d detaches.")
 @click.option("--attach", metavar="JOB", help="Take over a job whose guestctl has died.")
+@click.option(
+    "--seen",
+    metavar="OUT[:ERR]",
+    help="With --attach: how many bytes of its stdout and stderr are there already.",
+)
 @click.option("--debug-shell", is_flag=True, help="If it fails: a shell in the same place.")
 @click.option("--keep-failed", is_flag=True, help="With --arch: keep the guest if it fails.")
 @click.option(
@@ -79,6 +84,7 @@ def run(command: tuple[str, ...], result: str | None, **options: Any) -> int:
       guestctl run --arch armv5l --debug-shell --keep-failed -- make
       guestctl run --tty -- bash
       guestctl run --attach g0:3
+      guestctl run --attach g0:3 --seen $(stat -c %s log) >>log
       guestctl run --arch armv5l --share ./tree --bundle failed.bundle -- make -C /work
       guestctl run --from failed.bundle
     """
@@ -116,7 +122,10 @@ def _check(command: tuple[str, ...], options: dict[str, Any]) -> None:
     if options["attach"]:
         if command or options["arch"] or options["bundle"] or options["from_"]:
             raise UsageError("--attach takes no COMMAND, --arch, --bundle or --from")
+        _seen(options["seen"])
         return
+    if options["seen"]:
+        raise UsageError("--seen needs --attach")
     if not command and not options["from_"]:
         raise UsageError("there is no command to run", hint="see guestctl run --help")
     environment(options["env"])
@@ -175,7 +184,7 @@ def _mounted(place: Place, options: dict[str, Any]) -> Iterator[None]:
             " and repair takes it as it is\n"
         )
     try:
-        with place.guest.mounted():
+        with place.mounted():
             yield
     except GuestLost:
         if options["keep_failed"]:
@@ -235,10 +244,41 @@ def _attached(options: dict[str, Any]) -> Result:
             stderr=Stream(sys.stderr.fileno()),
             timeout=options["timeout"],
             idle_timeout=options["idle_timeout"],
+            seen=_seen(options["seen"]),
         )
+        _tell_beginning(process, options["seen"])
         terminal = process.tty and stdin_is_terminal()
         place = Place(pool, guest, at_share=False)
         return _finished(place, process, options, terminal=terminal)
+
+
+def _seen(text: str | None) -> tuple[int, int]:
+    """`--seen OUT[:ERR]` as numbers; raises UsageError."""
+    out, colon, err = (text or "0").partition(":")
+    if not out.isdecimal() or not (err.isdecimal() or not colon):
+        raise UsageError(f"--seen takes OUT or OUT:ERR in bytes, not {text!r}")
+    return int(out), int(err or 0)
+
+
+def _tell_beginning(process: Process, seen: str | None) -> None:
+    """From where on the output comes; and whether there is a gap behind what has been seen."""
+    begins = process.begin()
+    if process.tty:
+        sys.stderr.write(
+            f"guestctl: this is the terminal of {process.name}; Ctrl-L has most programs draw it"
+            " anew, Ctrl-] d detaches\n"
+        )
+        return
+    if seen is None:
+        out, err = (f"{begin:,}" for begin in begins)
+        sys.stderr.write(
+            f"guestctl: its output follows, from byte {out} of stdout and byte {err} of stderr\n"
+        )
+    for name, had, begin in zip(("stdout", "stderr"), _seen(seen), begins, strict=True):
+        if seen is not None and had < begin:
+            sys.stderr.write(
+                f"guestctl: bytes {had:,} to {begin:,} of {name} went to the guestctl that died\n"
+            )
 
 
 def _mind_interrupts(process: Process) -> None:

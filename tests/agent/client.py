@@ -65,6 +65,7 @@ class Job:
     """What has been heard of one job or service stream."""
 
     started: int | None = None
+    taken: list[int] = field(default_factory=list)
     failed: tuple[int, int, str] | None = None
     exit: Exit | None = None
     out: dict[int, bytearray] = field(default_factory=lambda: defaultdict(bytearray))
@@ -109,7 +110,7 @@ class Client:
     def hello(self, orphan: int = 60000, *, wait: bool = True) -> None:
         self.nonce = os.urandom(16)
         self.welcome = None
-        self.pending += FILLER + frame(HELLO, 0, struct.pack("<HHI", 2, 0, orphan) + self.nonce)
+        self.pending += FILLER + frame(HELLO, 0, struct.pack("<HHI", 3, 0, orphan) + self.nonce)
         if wait:
             self.until(lambda: self.welcome is not None)
 
@@ -227,7 +228,7 @@ class Client:
 
     def take(self, kind: int, channel: int, ident: int, payload: bytes) -> None:
         if kind == WELCOME:
-            assert payload[16:20] == b"\x02\0\0\0"
+            assert payload[16:20] == b"\x03\0\0\0"
             self.welcome = records(payload[20:])
         elif kind == REPLY:
             self.replies[ident] = (struct.unpack_from("<I", payload)[0], records(payload[4:]))
@@ -243,7 +244,7 @@ class Client:
     def take_job(self, job: Job, kind: int, channel: int, ident: int, payload: bytes) -> None:
         assert not job.over, "something after EXIT or FAILED"
         if kind == STARTED:
-            job.started = struct.unpack("<I", payload)[0]
+            job.started, *job.taken = struct.unpack("<I2Q", payload)
         elif kind == FAILED:
             number, stage, zero = struct.unpack_from("<IHH", payload)
             assert zero == 0

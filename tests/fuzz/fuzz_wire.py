@@ -34,7 +34,7 @@ def seeds() -> list[bytes]:
     """A step and then bytes: the shorter vectors, a whole job, and what was ever found."""
     found = {data_of(words[-1]) for words in LINES if words[0] != "cut"}
     end = b"".join(encode(Type.EOF, 1, channel) for channel in (1, 2))
-    job = encode(Type.STARTED, 1, payload=b"\7\0\0\0") + encode(Type.DATA, 1, 1, b"out")
+    job = encode(Type.STARTED, 1, payload=b"\7\0\0\0" + bytes(16)) + encode(Type.DATA, 1, 1, b"out")
     stream = encode(Type.OPEN, SERVICE_BIT, payload=b"echo") + encode(
         Type.DATA, SERVICE_BIT, 0, b"x"
     )

@@ -56,7 +56,7 @@ def test_it_costs_its_own_guest_and_nothing_else(
     with Pool("armv5l", 2, places=places) as pool:
         first, second = PoolDir.named(places.runtime, pool.name).guests()
         # One breaks the protocol under a command, which is told so; the other one works on.
-        false_exit = frame(wire.STARTED, 1, bytes(4)) + frame(wire.EXIT, 2, bytes(72))
+        false_exit = frame(wire.STARTED, 1, bytes(20)) + frame(wire.EXIT, 2, bytes(72))
         possess(first, says(false_exit), at_once=False)
         with pool.lease(timeout=30) as bad, pool.lease(timeout=30) as good:
             assert (bad.name, good.name) == (first.name, second.name)
