@@ -50,6 +50,18 @@ def test_what_was_taken_over_keeps_its_beginning(folder: GuestDir) -> None:
     assert unknown["name"] == "g3:9"
 
 
+def test_what_nobody_took_over_has_expired(folder: GuestDir) -> None:
+    JobBook(folder).opened(2, Command(argv=(b"make",)), timeout=None)
+    JobBook(folder).expire()
+    assert read_jobs(folder) == {}
+    assert [(event["event"], event["job"]) for event in journal.read(folder.journal)] == [
+        ("run", "g3:2"),
+        ("expired", "g3:2"),
+    ]
+    JobBook(folder).expire()
+    assert len(journal.read(folder.journal)) == 2
+
+
 def test_a_run_directory_that_is_gone_stops_nothing(tmp_path: Path) -> None:
     book = JobBook(GuestDir(tmp_path / "gone" / "g0"))
     book.opened(1, Command(argv=(b"true",)))

@@ -1,19 +1,50 @@
-"""Real guests. The image is built when it is missing, which is most of a cold run's time."""
+"""Real guests. The image is built when it is missing, which is most of a cold run's time.
+
+Tests that are marked `channels` run over these as well, unchanged. With `GUESTCTL_TEST_CHANNEL`
+every pool of the suite that does not say otherwise has that channel, and nothing runs twice:
+`make proof PROOF=channels` does so.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from guestctl import Guest, Pool, image
 from guestctl.places import Places
+from guestctl.plan import PoolOptions
 
 ARCH = "armv5l"
+USUAL = "virtio"
 # The channel that the suite's guests get: all of it holds on any of them.
-CHANNEL = os.environ.get("GUESTCTL_TEST_CHANNEL", "virtio")
+CHANNEL = os.environ.get("GUESTCTL_TEST_CHANNEL", USUAL)
+
+PoolOf = Callable[[str], Pool]
+
+
+def pytest_configure() -> None:
+    """Has pools use CHANNEL where a test says nothing."""
+    parameters = inspect.signature(PoolOptions).parameters
+    usual = [
+        CHANNEL if name == "channel" else parameter.default
+        for name, parameter in parameters.items()
+        if parameter.default is not parameter.empty
+    ]
+    PoolOptions.__init__.__defaults__ = tuple(usual)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "channel" not in metafunc.fixturenames:
+        return
+    marks = [mark.args for mark in metafunc.definition.iter_markers("channels")]
+    others = [name for names in marks for name in names] if CHANNEL == USUAL else []
+    if others:
+        metafunc.parametrize("channel", [CHANNEL, *others], indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,11 +64,31 @@ def x86_64_image(places: Places) -> image.Image:
     return image.build("x86_64", cache_dir=places.cache)
 
 
+@pytest.fixture
+def channel(request: pytest.FixtureRequest) -> str:
+    """The one that this run of the test is over."""
+    return str(getattr(request, "param", CHANNEL))
+
+
 @pytest.fixture(scope="session")
-def pool(armv5l_image: image.Image, places: Places) -> Iterator[Pool]:
+def pools(armv5l_image: image.Image, places: Places) -> Iterator[PoolOf]:
+    """One guest a channel, from when it is first asked for."""
+    made: dict[str, Pool] = {}
+    with ExitStack() as stack:
+
+        def pool_of(channel: str) -> Pool:
+            if channel not in made:
+                pool = Pool(ARCH, 1, places=places, channel=channel)
+                made[channel] = stack.enter_context(pool)
+            return made[channel]
+
+        yield pool_of
+
+
+@pytest.fixture
+def pool(pools: PoolOf, channel: str) -> Pool:
     """One guest for all tests that leave it as they found it."""
-    with Pool(ARCH, 1, places=places, channel=CHANNEL) as made:
-        yield made
+    return pools(channel)
 
 
 @pytest.fixture
@@ -52,7 +103,7 @@ def shared_guest(
 ) -> Iterator[Guest]:
     """A pristine guest under each security model."""
     with (
-        Pool(ARCH, 1, places=places, security_model=request.param, channel=CHANNEL) as made,
+        Pool(ARCH, 1, places=places, security_model=request.param) as made,
         made.lease(timeout=120) as leased,
     ):
         yield leased

@@ -18,22 +18,26 @@ def text(guest: Guest, *argv: str | bytes, **options: object) -> str:
     return guest.run(argv, timeout=60, **options).check().stdout.decode(errors="backslashreplace")
 
 
+@pytest.mark.channels("tcp", "serial")
 def test_it_is_what_it_says(guest: Guest) -> None:
     assert text(guest, "uname", "-m") == "armv5tejl\n"
     assert text(guest, "id", "-u") == "0\n"
 
 
+@pytest.mark.channels("tcp", "serial")
 @pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 3", 3), ("exit 255", 255)])
 def test_statuses(guest: Guest, script: str, status: int) -> None:
     result = guest.run(["sh", "-c", script], timeout=60)
     assert (result.outcome, result.status) == ("exited", status)
 
 
+@pytest.mark.channels("tcp", "serial")
 def test_a_signal_is_told_from_a_status(guest: Guest) -> None:
     result = guest.run(["sh", "-c", "kill -SEGV $$"], timeout=60)
     assert (result.outcome, result.status, result.signal) == ("signalled", 139, 11)
 
 
+@pytest.mark.channels("tcp")
 @pytest.mark.parametrize(
     ("argv", "status"),
     [(["no-such-program"], 127), (["/no/such"], 127), (["/etc/passwd"], 126), (["/etc"], 126)],
@@ -45,12 +49,14 @@ def test_what_cannot_be_executed(guest: Guest, argv: list[str], status: int) -> 
         result.check()
 
 
+@pytest.mark.channels("tcp", "serial")
 def test_a_missing_working_directory_is_named(guest: Guest) -> None:
     result = guest.run(["true"], cwd="/no/such", timeout=60)
     assert result.status == 125
     assert "working directory" in result.error
 
 
+@pytest.mark.channels("tcp")
 def test_two_thousand_arguments_of_any_bytes(guest: Guest) -> None:
     rng = random.Random(1)
     args = [bytes(rng.choice(range(1, 256)) for _ in range(rng.randrange(40))) for _ in range(1997)]
@@ -59,6 +65,7 @@ def test_two_thousand_arguments_of_any_bytes(guest: Guest) -> None:
     assert result.stdout.split(b"\0")[:-1] == args
 
 
+@pytest.mark.channels("tcp", "serial")
 def test_environment_is_small_and_as_given(guest: Guest) -> None:
     lines = text(guest, "env", env={"A": "x\ny", "B": b"\xff".decode(errors="surrogateescape")})
     names = {line.partition("=")[0] for line in lines.splitlines() if "=" in line}
@@ -81,6 +88,7 @@ def test_user_umask_and_limits(guest: Guest) -> None:
     assert result.stdout.split() == [b"1234", b"99", b"0077", b"64"]
 
 
+@pytest.mark.channels("tcp", "serial")
 def test_streams_are_apart_and_live(guest: Guest) -> None:
     out, err = io.BytesIO(), io.BytesIO()
     process = guest.start(
@@ -98,6 +106,7 @@ def test_streams_are_apart_and_live(guest: Guest) -> None:
     assert (out.getvalue(), err.getvalue()) == (b"out\ngot line\n", b"err\n")
 
 
+@pytest.mark.channels("tcp")
 def test_a_hundred_megabytes_come_back_as_they_went(guest: Guest) -> None:
     block = random.Random(2).randbytes(1 << 20)
     size = 100
@@ -117,10 +126,12 @@ def test_a_hundred_megabytes_come_back_as_they_went(guest: Guest) -> None:
     assert digest.digest() == hashlib.sha256(block * size).digest()
 
 
+@pytest.mark.channels("tcp")
 def test_stdin_that_nobody_reads_is_swallowed(guest: Guest) -> None:
     assert guest.run(["true"], stdin=b"x" * 3_000_000, timeout=60).status == 0
 
 
+@pytest.mark.channels("tcp")
 def test_a_flood_does_not_starve_another(guest: Guest) -> None:
     class Slow:
         def write(self, data: bytes, /) -> None:
@@ -143,6 +154,7 @@ def test_a_flood_does_not_starve_another(guest: Guest) -> None:
     assert flood.result.outcome == "signalled"
 
 
+@pytest.mark.channels("tcp", "serial")
 def test_several_at_once(guest: Guest) -> None:
     processes = [
         guest.start(["sh", "-c", f"sleep 0.{n}; echo {n}; exit {n}"], timeout=60) for n in range(8)
@@ -152,12 +164,14 @@ def test_several_at_once(guest: Guest) -> None:
     assert [result.stdout for result in results] == [b"%d\n" % n for n in range(8)]
 
 
+@pytest.mark.channels("tcp")
 def test_time_out(guest: Guest) -> None:
     result = guest.run(["sleep", "100"], timeout=0.5)
     assert (result.outcome, result.status) == ("timeout", 124)
     assert guest.run(["true"], timeout=60).status == 0
 
 
+@pytest.mark.channels("tcp")
 def test_idle_time_out_counts_from_the_last_output(guest: Guest) -> None:
     script = "for i in 1 2 3 4; do echo $i; sleep 0.4; done; sleep 100"
     result = guest.run(["sh", "-c", script], idle_timeout=2)
@@ -165,6 +179,7 @@ def test_idle_time_out_counts_from_the_last_output(guest: Guest) -> None:
     assert result.stdout == b"1\n2\n3\n4\n"
 
 
+@pytest.mark.channels("tcp")
 def test_a_signal_reaches_the_whole_group(guest: Guest) -> None:
     script = "trap 'echo parent' USR1; (trap 'echo child; exit' USR1; echo up; sleep 100) & wait"
     out = io.BytesIO()
@@ -187,6 +202,7 @@ def test_nothing_survives_a_command(guest: Guest) -> None:
     assert text(guest, "sh", "-c", "sleep 1; cat /tmp/beat") == first
 
 
+@pytest.mark.channels("tcp", "serial")
 def test_cancel_ends_what_ignores_signals_and_keeps_the_guest(guest: Guest) -> None:
     process = guest.start(["sh", "-c", "trap '' TERM INT HUP; sleep 100"])
     time.sleep(0.5)
@@ -195,6 +211,7 @@ def test_cancel_ends_what_ignores_signals_and_keeps_the_guest(guest: Guest) -> N
     assert guest.run(["true"], timeout=60).status == 0
 
 
+@pytest.mark.channels("tcp")
 def test_usage_is_reported(guest: Guest) -> None:
     script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"
     usage = guest.run(["sh", "-c", script], timeout=60).check().usage

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,30 @@ from guestctl.image import Image
 from guestctl.places import Places
 from guestctl.wire import CREDIT_WINDOW
 from tests.fairness import FOREVER, until
-from tests.guest.conftest import CHANNEL
+from tests.guest.conftest import PoolOf
 
 GUESTCTL = [sys.executable, "-m", "guestctl"]
 
 
 @pytest.fixture(scope="module")
-def ours(armv5l_image: Image, places: Places) -> Iterator[Pool]:
-    """A pool that other modules' tests do not look into: its journal is counted here."""
-    with Pool("armv5l", 1, name=f"jobs-{os.getpid()}", places=places, channel=CHANNEL) as made:
-        yield made
+def ours_of(armv5l_image: Image, places: Places) -> Iterator[PoolOf]:
+    """Pools that other modules' tests do not look into: their journals are counted here."""
+    made: dict[str, Pool] = {}
+    with ExitStack() as stack:
+
+        def pool_of(channel: str) -> Pool:
+            if channel not in made:
+                name = f"jobs-{channel}-{os.getpid()}"
+                pool = Pool("armv5l", 1, name=name, places=places, channel=channel)
+                made[channel] = stack.enter_context(pool)
+            return made[channel]
+
+        yield pool_of
+
+
+@pytest.fixture
+def ours(ours_of: PoolOf, channel: str) -> Pool:
+    return ours_of(channel)
 
 
 def state(pool: Pool) -> str:
@@ -75,6 +90,7 @@ def check_joined(first: bytes, rest: bytes, whole: bytes) -> None:
     assert 0 <= len(first) + len(rest) - len(whole) <= CREDIT_WINDOW
 
 
+@pytest.mark.channels("tcp", "serial")
 def test_a_caller_that_is_killed_leaves_an_orphan_that_run_takes_over(ours: Pool) -> None:
     script = "i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo line $i; sleep 0.05; done; exit 6"
     job, first = killed(ours, "--", "sh", "-c", script)
@@ -89,6 +105,7 @@ def test_a_caller_that_is_killed_leaves_an_orphan_that_run_takes_over(ours: Pool
         check=False,
     )
     assert taken.returncode == 6, taken.stderr
+    assert b"its output follows, from byte" in taken.stderr
     check_joined(first, taken.stdout, b"".join(b"line %d\n" % n for n in range(1, 61)))
     assert state(ours) == "ready"
     assert [event for event in events(ours) if event in ("orphan", "attach", "expired")] == [
@@ -97,6 +114,35 @@ def test_a_caller_that_is_killed_leaves_an_orphan_that_run_takes_over(ours: Pool
     ]
 
 
+@pytest.mark.channels("tcp")
+def test_what_is_in_the_log_already_does_not_come_again(ours: Pool, tmp_path: Path) -> None:
+    """Stopped in the middle of its output and killed: the log's size says what is there."""
+    log = tmp_path / "log"
+    argv = [*GUESTCTL, "run", "--name", ours.name]
+    whole = b"".join(b"%d\n" % n for n in range(1, 100001))
+    with open(log, "wb") as out:
+        with subprocess.Popen(
+            [*argv, "--", "seq", "100000"], stdin=subprocess.DEVNULL, stdout=out
+        ) as caller:
+            until(lambda: log.stat().st_size)
+            caller.kill()
+        until(lambda: state(ours) == "orphaned")
+        for _ in range(2):
+            # The second one finds that nothing is left to take over.
+            seen = str(log.stat().st_size)
+            done = subprocess.run(
+                [*argv, "--attach", str(ours.status()[0]["job"] or "g0:1"), "--seen", seen],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.PIPE,
+                timeout=120,
+                check=False,
+            )
+            assert log.read_bytes() == whole
+    assert done.returncode == 125 and b"no orphan" in done.stderr
+
+
+@pytest.mark.channels("tcp")
 def test_its_output_waits_and_so_does_it(ours: Pool) -> None:
     """Much more than is kept: the command is held back, and nothing is lost."""
     job, first = killed(ours, "--", "seq", "1000000")
@@ -107,6 +153,7 @@ def test_its_output_waits_and_so_does_it(ours: Pool) -> None:
     check_joined(first, out.getvalue(), b"".join(b"%d\n" % n for n in range(1, 1000001)))
 
 
+@pytest.mark.channels("tcp")
 def test_an_orphan_is_killed_when_its_time_is_over(ours: Pool) -> None:
     beat = "while :; do date +%s%N >/tmp/orphan; sleep 0.05; done"
     killed(ours, "--orphan-timeout", "1.5", "--", "sh", "-c", f"echo up; {beat}")
@@ -114,6 +161,8 @@ def test_an_orphan_is_killed_when_its_time_is_over(ours: Pool) -> None:
     with ours.lease(timeout=FOREVER) as guest:
         first = guest.run(["cat", "/tmp/orphan"], timeout=FOREVER).check().stdout
         assert guest.run(["sh", "-c", "sleep 0.5; cat /tmp/orphan"]).check().stdout == first
+    lasting = [name for name in events(ours) if name in ("orphan", "attach", "expired")]
+    assert lasting[-2:] == ["orphan", "expired"]
 
 
 def test_nobody_takes_over_what_is_in_use_or_is_not_there(ours: Pool) -> None:
@@ -129,6 +178,7 @@ def test_nobody_takes_over_what_is_in_use_or_is_not_there(ours: Pool) -> None:
         ours.adopt("g7:1")
 
 
+@pytest.mark.channels("tcp")
 def test_two_orphans_of_one_guest(ours: Pool) -> None:
     script = (
         "from guestctl import Pool; import time\n"
@@ -150,6 +200,7 @@ def test_two_orphans_of_one_guest(ours: Pool) -> None:
     assert ends == [(b"3\n", 3), (b"4\n", 4)]
 
 
+@pytest.mark.channels("tcp", "serial")
 def test_an_orphan_keeps_the_share_until_it_has_ended(ours: Pool) -> None:
     job, _ = killed(ours, "--cwd", "/work", "--", "sh", "-c", "echo up; sleep 1; echo made >file")
     share = Path(ours.status()[0]["share"])
@@ -164,6 +215,7 @@ def test_an_orphan_keeps_the_share_until_it_has_ended(ours: Pool) -> None:
             guest.run(["rm", "/work/file"], timeout=FOREVER).check()
 
 
+@pytest.mark.channels("tcp", "serial")
 def test_released_with_a_command_under_way(ours: Pool) -> None:
     """The lease is given back in order: then nobody will ask for the command any more."""
     with ours.lease(FOREVER) as guest:
@@ -173,6 +225,7 @@ def test_released_with_a_command_under_way(ours: Pool) -> None:
         assert guest.run(["true"], timeout=FOREVER).status == 0
 
 
+@pytest.mark.channels("tcp")
 def test_status_shows_the_job_and_what_it_does(ours: Pool) -> None:
     with ours.lease(FOREVER) as guest:
         sink = io.BytesIO()
@@ -261,6 +314,7 @@ def test_the_result_file_has_all_of_it(ours: Pool, tmp_path: Path) -> None:
     assert facts["pace"] >= 1
 
 
+@pytest.mark.channels("tcp", "serial")
 def test_an_interrupt_of_the_command_line_keeps_the_guest(ours: Pool) -> None:
     qemu = ours.status()[0]["qemu_pid"]
     beat = "setsid sh -c 'while :; do date +%s%N >/tmp/beat; sleep 0.05; done' >/dev/null 2>&1 &"

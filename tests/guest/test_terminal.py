@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from guestctl import Pool
+from guestctl import PIPE, Pool
 from tests.fairness import FOREVER
 
 GUESTCTL = f"{shlex.quote(sys.executable)} -m guestctl"
@@ -97,6 +99,7 @@ def enter(tmux: Tmux, pool: Pool) -> None:
     tmux.sees("guest#")
 
 
+@pytest.mark.channels("tcp")
 def test_a_shell_is_a_shell(tmux: Tmux, pool: Pool) -> None:
     enter(tmux, pool)
     tmux.line("tty; stty size; echo $TERM")
@@ -132,6 +135,7 @@ def test_a_shell_is_a_shell(tmux: Tmux, pool: Pool) -> None:
     tmux.sees(" echo")
 
 
+@pytest.mark.channels("tcp", "serial")
 def test_a_full_screen_program(tmux: Tmux, pool: Pool) -> None:
     """It draws at places, reads single keys, and gives the screen back."""
     script = (
@@ -145,6 +149,7 @@ def test_a_full_screen_program(tmux: Tmux, pool: Pool) -> None:
     tmux.sees("key x")
 
 
+@pytest.mark.channels("tcp", "serial")
 def test_detached_and_taken_up_again(tmux: Tmux, pool: Pool) -> None:
     enter(tmux, pool)
     tmux.line("mark=kept")
@@ -166,18 +171,19 @@ def test_detached_and_taken_up_again(tmux: Tmux, pool: Pool) -> None:
 
 def test_a_shell_where_a_command_failed(tmux: Tmux, pool: Pool) -> None:
     tmux.line(
-        f"{GUESTCTL} run --name {pool.name} --cwd /usr --env WHY=because --debug-shell"
-        " -- sh -c 'exit 5'"
+        f"{GUESTCTL} run --name {pool.name} --root / --cwd /usr --user 7:8 --env WHY=because"
+        " --debug-shell -- sh -c 'exit 5'"
     )
     tmux.until(lambda screen: "ended with status 5" in screen)
-    tmux.line("PS1=; echo $PWD $WHY")
-    tmux.sees("/usr because")
+    tmux.line("PS1=; echo $PWD $WHY $(id -u):$(id -g) ${PATH##*:}")
+    tmux.sees("/usr because 7:8 /tools/bin")
     tmux.line("exit")
     tmux.back()
     tmux.line("echo status $?")
     tmux.sees("status 5")
 
 
+@pytest.mark.channels("tcp")
 def test_ctrl_c_on_the_command_line_keeps_the_guest(tmux: Tmux, pool: Pool) -> None:
     beat = "setsid sh -c 'while :; do date +%s%N >/tmp/alive; sleep 0.1; done' &"
     script = f"{beat} until test -e /tmp/alive; do sleep 0.1; done; echo up; sleep 1000"
@@ -254,6 +260,7 @@ def test_a_terminal_is_asked_for(pool: Pool, argv: list[str]) -> None:
     assert b"needs a terminal" in done.stderr
 
 
+@pytest.mark.channels("tcp")
 def test_a_terminal_from_the_library(pool: Pool) -> None:
     with pool.lease(FOREVER) as guest:
         argv = ["sh", "-c", "stty size; echo $TERM; test -t 0 && test -t 1 && test -t 2"]
@@ -262,3 +269,22 @@ def test_a_terminal_from_the_library(pool: Pool) -> None:
         big = guest.run(["seq", "100000"], tty=True, timeout=120).check()
         assert big.stdout == b"".join(b"%d\r\n" % n for n in range(1, 100001))
         assert json.loads(json.dumps(result.as_json()))["outcome"] == "exited"
+
+
+@pytest.mark.channels("tcp", "serial")
+def test_a_terminal_passes_every_byte_both_ways(pool: Pool) -> None:
+    out = io.BytesIO()
+    data = bytes(range(256)) * 20
+    script = f"stty raw -echo; echo ready; exec head -c {len(data)}"
+    with pool.lease(60) as guest:
+        process = guest.start(["sh", "-c", script], tty=True, stdin=PIPE, stdout=out, timeout=120)
+        waiter = threading.Thread(target=process.wait)
+        waiter.start()
+        deadline = time.monotonic() + 60
+        while not out.getvalue().startswith(b"ready\n"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.stdin.write(data)
+        waiter.join(60)
+    assert out.getvalue() == b"ready\n" + data
+    assert process.result is not None and process.result.status == 0
