@@ -177,7 +177,7 @@ def _run(command: tuple[str, ...], options: dict[str, Any]) -> Result:
 def _mounted(place: Place, options: dict[str, Any]) -> Iterator[None]:
     """The share is mounted; says so where an earlier guest died with it, or this one does."""
     work = place.guest.work
-    if place.at_share and (dirt := work.dirt):
+    if dirt := work.dirt:
         sys.stderr.write(
             f"guestctl: warning: {work.path} is dirty: {dirt}\n"
             f"hint: guestctl virtfs check {shlex.quote(str(work.path))} shows what is known of it,"
