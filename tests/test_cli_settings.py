@@ -6,7 +6,10 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
+from guestctl.builder.store import TAR, Store
+from guestctl.cli.artifact import group
 from guestctl.cli.settings import setting, table_of_texts, texts, whole_number
 
 
@@ -45,3 +48,20 @@ def test_what_is_wrong_is_named(config: Path, text: str, problem: str) -> None:
     with pytest.raises(click.ClickException, match=problem) as caught:
         setting("mirror", texts)
     assert str(config) in str(caught.value)
+
+
+def test_gc_takes_its_bound_from_the_configuration(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    store = Store(tmp_path / "guestctl")
+    (tmp_path / TAR).write_bytes(b"x" * 1000)
+    store.put("a" * 64, {TAR: tmp_path / TAR}, {"name": "a", "arch": "armv5l", "seconds": {}})
+    run = CliRunner().invoke
+    refused = run(group, ["gc"])
+    assert refused.exit_code == 2
+    assert "--max-bytes or artifact-bytes" in refused.output
+    config.write_text("artifact-bytes: 100000\n")
+    assert run(group, ["gc"]).output == ""
+    config.write_text("artifact-bytes: 10\n")
+    assert run(group, ["gc"]).output == f"removed a {'a' * 16}\n"

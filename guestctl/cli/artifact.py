@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from guestctl.cli.output import json_option, print_json, print_table
+from guestctl.cli.settings import setting, whole_number
 
 if TYPE_CHECKING:
     from guestctl.builder.store import Artifact, Store
@@ -130,15 +131,27 @@ def remove(artifact: str) -> None:
 
 
 @group.command()
-@click.option("--max-bytes", type=click.IntRange(0), required=True, help="What may stay, in bytes.")
-def gc(max_bytes: int) -> None:
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(0),
+    help="What may stay, in bytes.  [default: artifact-bytes of the configuration]",
+)
+def gc(max_bytes: int | None) -> None:
     """Remove what was not used for longest, until the rest is small enough.
+
+    While something is built, what was used in the last day stays.
 
     \b
     Example:
       guestctl artifact gc --max-bytes 10000000000
     """
-    for gone in _store().collect_garbage(max_bytes):
+    bound = setting("artifact-bytes", whole_number) if max_bytes is None else max_bytes
+    if bound is None:
+        raise click.UsageError(
+            "say how much may stay, with --max-bytes or artifact-bytes: in the configuration",
+            click.get_current_context(),
+        )
+    for gone in _store().collect_garbage(bound):
         click.echo(f"removed {gone.name} {gone.key[:16]}")
 
 
