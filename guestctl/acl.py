@@ -5,6 +5,7 @@ Source: linux/posix_acl_xattr.h; acl(5). Names of users cannot be resolved here:
 
 from __future__ import annotations
 
+import re
 import struct
 
 __all__ = ["decode", "encode"]
@@ -12,6 +13,7 @@ __all__ = ["decode", "encode"]
 _TAGS = {"user": (1, 2), "group": (4, 8), "mask": (16, 16), "other": (32, 32)}
 _NAMES = {1: "user", 2: "user", 4: "group", 8: "group", 16: "mask", 32: "other"}
 _NO_ID = 0xFFFFFFFF
+_ID = re.compile(r"[0-9]{1,10}")
 _SHORT = {"u": "user", "g": "group", "m": "mask", "o": "other"}
 
 
@@ -29,9 +31,9 @@ def encode(text: bytes) -> bytes:
         # user:NAME:rwx:ID is star's form, user:ID:rwx the plain one, mask:rwx a short one.
         who = fields[1] if len(fields) > 2 else ""
         perms = fields[2] if len(fields) > 2 else fields[1]
-        if len(fields) > 3 and fields[3].isdigit():
+        if len(fields) > 3 and _ID.fullmatch(fields[3]):
             who = fields[3]
-        if who and not who.isdigit():
+        if who and not (_ID.fullmatch(who) and int(who) < _NO_ID):
             raise ValueError(f"access control entry {item!r} names no numeric id")
         bits = sum(bit for letter, bit in (("r", 4), ("w", 2), ("x", 1)) if letter in perms)
         rows.append((_TAGS[kind][bool(who)], bits, int(who) if who else _NO_ID))

@@ -61,21 +61,24 @@ def _expand(read: Read, name: str, make: Callable[[], Any], what: str) -> Iterat
         data = (engine.unused_data or read(CHUNK)).lstrip(b"\0") or read(CHUNK)
 
 
-def _libarchive(read: Read, name: str) -> Iterator[bytes]:
-    from guestctl.archive import libarc
+def _by_libarchive(*kinds: str) -> Callable[[Read, str], Iterator[bytes]]:
+    def expand(read: Read, name: str) -> Iterator[bytes]:
+        from guestctl.archive import libarc
 
-    return libarc.filtered(read, name)
+        return libarc.filtered(read, name, *kinds)
+
+    return expand
 
 
 _MAGIC: tuple[tuple[bytes, Callable[[Read, str], Iterator[bytes]]], ...] = (
     (b"\x1f\x8b", _gunzip),
     (b"\xfd7zXZ\0", lambda read, name: _expand(read, name, _xz, "xz")),
     (b"BZh", lambda read, name: _expand(read, name, bz2.BZ2Decompressor, "bzip2")),
-    (b"\x28\xb5\x2f\xfd", _libarchive),
-    (b"\x04\x22\x4d\x18", _libarchive),
-    (b"\x02\x21\x4c\x18", _libarchive),  # lz4 as it was before frames
-    (b"LZIP", _libarchive),
-    (b"\x1f\x9d", _libarchive),
+    (b"\x28\xb5\x2f\xfd", _by_libarchive("zstd")),
+    (b"\x04\x22\x4d\x18", _by_libarchive("lz4")),
+    (b"\x02\x21\x4c\x18", _by_libarchive("lz4")),  # lz4 as it was before frames
+    (b"LZIP", _by_libarchive("lzip")),
+    (b"\x1f\x9d", _by_libarchive("compress")),
 )
 
 
@@ -85,7 +88,7 @@ def _expander(head: bytes) -> Callable[[Read, str], Iterator[bytes]] | None:
         if head.startswith(magic):
             return function
     if head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:
-        return _libarchive  # zstd and lz4 may begin with frames that are to be skipped
+        return _by_libarchive("zstd", "lz4")  # both may begin with frames that are to be skipped
     if _is_lzma(head):
         return lambda read, name: _expand(read, name, _lzma_alone, "lzma")
     return None

@@ -15,9 +15,13 @@ from typing import Any
 from guestctl.entry import Entry, clean_path
 from guestctl.errors import ArchiveError, HostLacks
 
-__all__ = ["Compressor", "CpioReader", "filtered"]
+__all__ = ["FILTERS", "Compressor", "CpioReader", "filtered"]
+
+# Those that the library has in itself. With all of its filters it would start programs.
+FILTERS = ("zstd", "lz4", "lzip", "compress")
 
 _CHUNK = 1 << 18
+_TRAILER = 256  # a cpio's last header is shorter
 _OK, _EOF, _WARN = 0, 1, -20
 _OPEN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _READ = ctypes.CFUNCTYPE(
@@ -26,6 +30,12 @@ _READ = ctypes.CFUNCTYPE(
 _WRITE = ctypes.CFUNCTYPE(
     ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
 )
+
+
+def _hint(why: str) -> str:
+    if "too much memory" in why:
+        return "if you trust it: zstd -dc --long=31 ARCHIVE | guestctl virtfs stage - TREE"
+    return ""
 
 
 def _library() -> Any:
@@ -53,13 +63,16 @@ class _Lib:
         p, i, s, z = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t
         q = ctypes.c_int64
         self.read_new = _typed(lib, "archive_read_new", p)
-        self.filter_all = _typed(lib, "archive_read_support_filter_all", i, p)
+        self.filters = {
+            kind: _typed(lib, f"archive_read_support_filter_{kind}", i, p) for kind in FILTERS
+        }
         self.format_raw = _typed(lib, "archive_read_support_format_raw", i, p)
         self.format_empty = _typed(lib, "archive_read_support_format_empty", i, p)
         self.format_cpio = _typed(lib, "archive_read_support_format_cpio", i, p)
         self.read_open = _typed(lib, "archive_read_open", i, p, p, _OPEN, _READ, p)
         self.next_header = _typed(lib, "archive_read_next_header", i, p, ctypes.POINTER(p))
         self.read_data = _typed(lib, "archive_read_data", ctypes.c_ssize_t, p, p, z)
+        self.header_position = _typed(lib, "archive_read_header_position", q, p)
         self.read_free = _typed(lib, "archive_read_free", i, p)
         self.error_string = _typed(lib, "archive_error_string", s, p)
         self.pathname = _typed(lib, "archive_entry_pathname", s, p)
@@ -88,20 +101,25 @@ class _Lib:
         self.set_pathname = _typed(lib, "archive_entry_set_pathname", None, p, s)
 
     def why(self, handle: Any) -> str:
-        return (self.error_string(handle) or b"unknown error").decode(errors="replace").strip()
+        return (self.error_string(handle) or b"").decode(errors="replace").strip()
 
 
 class _In:
     """A read handle fed by a Python function."""
 
-    def __init__(self, read: Callable[[int], bytes], name: str, *, raw: bool) -> None:
+    def __init__(self, read: Callable[[int], bytes], name: str, *kinds: str) -> None:
+        """`kinds` are some of `FILTERS`, or else it is cpio that is read."""
         self.lib = _Lib()
         self.name = name
+        self.at = ""  # the member being read, for messages
         self.failure: BaseException | None = None
+        self.given = 0  # bytes handed to the library
+        self.last = b""  # the end of them
         self._block: Any = None
         self.handle = self.lib.read_new()
-        if raw:
-            self.lib.filter_all(self.handle)
+        for kind in kinds:
+            self.lib.filters[kind](self.handle)
+        if kinds:
             self.lib.format_raw(self.handle)
             self.lib.format_empty(self.handle)
         else:
@@ -113,6 +131,8 @@ class _In:
             except BaseException as error:  # it must not cross the C frames
                 self.failure = error
                 return -1
+            self.given += len(data)
+            self.last = self.last[-_TRAILER:] + data
             self._block = ctypes.create_string_buffer(data, max(len(data), 1))
             pointer[0] = ctypes.cast(self._block, ctypes.c_void_p)
             return len(data)
@@ -124,7 +144,13 @@ class _In:
         if self.failure is not None:
             raise self.failure
         if status < _WARN or (status < 0 and status != _WARN):
-            raise ArchiveError(f"{self.name}: {self.lib.why(self.handle)}")
+            if why := self.lib.why(self.handle):
+                raise ArchiveError(f"{self.name}: {why}", hint=_hint(why))
+            # It has nothing to say of an end that comes too early.
+            where = f" after {self.at}" if self.at else ""
+            raise ArchiveError(
+                f"{self.name}: the archive is cut short{where}", hint="fetch or make it again"
+            )
         return status
 
     def next(self) -> Any:
@@ -143,9 +169,9 @@ class _In:
         self.lib.read_free(self.handle)
 
 
-def filtered(read: Callable[[int], bytes], name: str) -> Iterator[bytes]:
-    """Yields the plain bytes of a stream in any compression that libarchive knows."""
-    source = _In(read, name, raw=True)
+def filtered(read: Callable[[int], bytes], name: str, *kinds: str) -> Iterator[bytes]:
+    """Yields the plain bytes of a stream in one of these kinds of `FILTERS`."""
+    source = _In(read, name, *kinds)
     try:
         if source.next() is None:
             return
@@ -161,7 +187,7 @@ class CpioReader:
 
     def __init__(self, read: Callable[[int], bytes], name: str) -> None:
         self.name = name
-        self._in = _In(read, name, raw=False)
+        self._in = _In(read, name)
         self._buffer = ctypes.create_string_buffer(_CHUNK)
         self.size = 0
 
@@ -169,7 +195,7 @@ class CpioReader:
         lib = self._in.lib
         while (member := self._in.next()) is not None:
             raw = lib.pathname(member) or b""
-            shown = os.fsdecode(raw)
+            self._in.at = shown = os.fsdecode(raw)
             mode = lib.mode(member)
             link = lib.hardlink(member)
             try:
@@ -192,6 +218,13 @@ class CpioReader:
 
     def read(self, _size: int) -> bytes:
         return self._in.data(self._buffer)
+
+    def followed(self) -> bool:
+        """Whether, after the last member, there is more than zeros in what was read ahead."""
+        source = self._in
+        begin = source.lib.header_position(source.handle) - (source.given - len(source.last))
+        _, found, rest = source.last[max(begin, 0) :].partition(b"TRAILER!!!")
+        return bool(found and rest.strip(b"\0"))
 
     def close(self) -> None:
         self._in.close()
@@ -233,7 +266,8 @@ class Compressor:
         if self._failure is not None:
             raise self._failure
         if status < 0:
-            raise ArchiveError(f"compressing: {self._lib.why(self._handle)}")
+            why = self._lib.why(self._handle) or "unknown error"
+            raise ArchiveError(f"compressing: {why}")
 
     def write(self, data: bytes) -> None:
         self._check(self._lib.write_data(self._handle, data, len(data)))

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import lzma
 import os
+import stat
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ _THREADS = 2
 _BIG = 1 << 16
 _PIECES = 512
 _HELD_MAX = 8 << 20
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -200,15 +202,17 @@ def _filter(name: str, raw: Callable[[bytes], None], threads: int) -> _Filter | 
 
 
 @contextlib.contextmanager
-def open_sink(out: Out, threads: int) -> Iterator[Sink]:
+def open_sink(out: Out, threads: int, *, tree: int = -1) -> Iterator[Sink]:
     """Yields where to write. A file appears under its name when all went well, and only then.
+
+    `tree` is a folder that it must not lie in, or -1.
 
     :raise TreeError: it cannot be written.
     """
     named = isinstance(out, (str, bytes, os.PathLike))
     shown = os.fsdecode(out) if named else "the archive"  # type: ignore[arg-type]
     try:
-        with _to_path(out, threads) if named else _to_stream(out) as sink:  # type: ignore[arg-type]
+        with _to_path(out, threads, tree) if named else _to_stream(out) as sink:  # type: ignore[arg-type]
             yield sink
     except BrokenPipeError:
         raise  # whoever reads has had enough
@@ -233,23 +237,55 @@ def _to_stream(writer: BinaryIO) -> Iterator[Sink]:
 
 
 @contextlib.contextmanager
-def _to_path(out: Path, threads: int) -> Iterator[Sink]:
-    folder, name = os.path.split(os.fsencode(out))
-    dir_fd = os.open(folder or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _to_path(out: Path, threads: int, tree: int) -> Iterator[Sink]:
+    given = os.fsencode(out)
+    # A link stays, and the file that it leads to is replaced.
+    folder, name = os.path.split(os.path.realpath(given) if os.path.islink(given) else given)
+    dir_fd = os.open(folder or b".", _FOLDER)
     try:
-        with _to_file(dir_fd, name, threads) as sink:
+        if tree >= 0 and _is_below(dir_fd, tree):
+            raise UsageError(
+                f"{os.fsdecode(given)}: the archive would lie in the tree that goes into it"
+            )
+        with contextlib.suppress(FileNotFoundError):
+            form = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+            if stat.S_ISDIR(form):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not stat.S_ISREG(form):
+                raise UsageError(
+                    f"{os.fsdecode(given)}: no file, and it would be replaced by one",
+                    hint="collect to -, standard output, and direct that to it",
+                )
+        with _to_file(dir_fd, name, os.fsdecode(os.path.basename(given)), threads) as sink:
             yield sink
     finally:
         os.close(dir_fd)
 
 
+def _is_below(folder: int, top: int) -> bool:
+    """Whether the folder is `top`, or lies in it."""
+    wanted = os.fstat(top)
+    here = os.dup(folder)
+    try:
+        while True:
+            info = os.fstat(here)
+            if os.path.samestat(info, wanted):
+                return True
+            above = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
+            os.close(here)
+            here = above
+            if os.path.samestat(os.fstat(here), info):
+                return False
+    finally:
+        os.close(here)
+
+
 @contextlib.contextmanager
-def _to_file(dir_fd: int, name: bytes, threads: int) -> Iterator[Sink]:
+def _to_file(dir_fd: int, name: bytes, shown: str, threads: int) -> Iterator[Sink]:
     aside = b".%b.%d.part" % (name[:200], os.getpid())
     with contextlib.suppress(FileNotFoundError):
         os.unlink(aside, dir_fd=dir_fd)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    shown = os.fsdecode(name)
 
     def raw(data: bytes) -> None:
         write_all(fd, data)

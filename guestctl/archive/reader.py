@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from guestctl.archive.compressed import decompressed
 from guestctl.archive.deb import AR_MAGIC, deb_data
@@ -61,7 +61,9 @@ class _CpioArchive:
             yield entry
             if self.left:
                 self.stream.skip(self.left)
-        self._outer.drain()
+        clean = self._outer.drain()
+        if self._cpio.followed() or not clean:
+            self.warnings.append(f"{self.name}: more follows the archive's end: left out")
 
     def close(self) -> None:
         self._cpio.close()
@@ -69,17 +71,26 @@ class _CpioArchive:
 
 @contextlib.contextmanager
 def open_archive(
-    source: int | BinaryIO, name: str, *, ratio: float = 1000.0, floor: int = 1 << 28
+    source: int | BinaryIO,
+    name: str,
+    *,
+    ratio: float = 1000.0,
+    floor: int = 1 << 28,
+    inside: bool = False,
 ) -> Iterator[Reader]:
     """Yields a reader of an archive of any known format and compression.
+
+    `inside`: it is the data of a package, and cannot be another.
 
     :raise ArchiveError: it is none, and while reading: corrupt, cut short, or a bomb.
     """
     with decompressed(source, name, ratio, floor) as stream:
         head = stream.peek(BLOCK)
         if head.startswith(AR_MAGIC):
-            member = deb_data(stream)
-            with open_archive(member, name, ratio=ratio, floor=floor) as inner:  # type: ignore[arg-type]
+            if inside:
+                raise ArchiveError(f"{name}: a package within a package")
+            member: Any = deb_data(stream)
+            with open_archive(member, name, ratio=ratio, floor=floor, inside=True) as inner:
                 yield inner
             return
         if not head:

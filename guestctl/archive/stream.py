@@ -180,10 +180,15 @@ class Stream:
             write_all(fd, piece)
             n -= len(piece)
 
-    def drain(self) -> None:
-        """Reads to the end, so that a decompressor checks its sums and a pipe's writer ends."""
-        if self.fd >= 0:
-            return
+    def drain(self) -> bool:
+        """Reads to the end, so that a decompressor checks its sums and a pipe's writer ends.
+
+        Returns whether there was nothing but zeros; of a file, what is behind other bytes is left.
+        """
+        rest = self._buffer[self._pos :]
         self._buffer = memoryview(b"")
-        while self._read(CHUNK):
-            pass
+        self._pos = 0
+        clean = not bytes(rest).strip(b"\0")
+        while (clean or self.fd < 0) and (data := self._read(CHUNK)):
+            clean = clean and not data.strip(b"\0")
+        return clean

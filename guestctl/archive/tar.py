@@ -12,6 +12,7 @@ import urllib.parse
 from collections.abc import Iterator
 
 from guestctl import acl
+from guestctl.archive.sparse import REGIONS_MAX
 from guestctl.archive.stream import Stream
 from guestctl.archive.tarfmt import (
     BLOCK,
@@ -29,10 +30,11 @@ from guestctl.errors import ArchiveError
 __all__ = ["TarReader"]
 
 _ZERO = bytes(BLOCK)
+_SIZE_MAX = 2**63 - 1
 _PAX_MAX = 16 << 20  # xattrs may be large; names may not
 _NAME_MAX = 1 << 16
 _WARNINGS = 1000  # a hostile archive could have more than memory holds
-_SPARSE_MAX = 1 << 20  # regions of one file
+_SHARED_MAX = 1000  # keywords for all members that follow
 
 
 class TarReader:
@@ -73,9 +75,13 @@ class TarReader:
                 try:
                     if kind == b"g":
                         shared.update(parse_pax(body))
+                        self._bounded(shared)
                     elif kind in b"xX":
                         pairs = parse_pax(body)
+                        first = not local
                         local.update(pairs)
+                        if not first:  # else the header's own bounds hold
+                            self._bounded(local)
                     elif kind == b"L":
                         long_name = body.split(b"\0", 1)[0]
                     else:
@@ -117,7 +123,17 @@ class TarReader:
         second = stream.upto(BLOCK)
         if second.strip(b"\0"):
             raise self._fail("more follows a lone block of zeros")
-        stream.drain()
+        if not stream.drain():
+            self.warnings.append(f"{self.name}: more follows the archive's end: left out")
+
+    @staticmethod
+    def _bounded(pax: dict[bytes, bytes]) -> None:
+        """Header after header could bring more than memory holds.
+
+        :raise ValueError: they do.
+        """
+        if len(pax) > _SHARED_MAX or sum(map(len, pax.values())) > _PAX_MAX:
+            raise ValueError("too much in extended headers before one member")
 
     def _body(self, header: Header) -> bytes:
         limit = _NAME_MAX if header.kind in b"LK" else _PAX_MAX
@@ -206,6 +222,8 @@ class TarReader:
         return head == _ZERO or is_header(head)
 
     def _regions(self, entry: Entry, numbers: list[int], real: int) -> None:
+        if len(numbers) % 2 or real > _SIZE_MAX:
+            raise ValueError("a broken map of a sparse file")
         regions = list(zip(numbers[::2], numbers[1::2], strict=True))
         at = total = 0
         for offset, length in regions:
@@ -234,8 +252,8 @@ class TarReader:
             block = self.stream.exactly(BLOCK)
             take(block, 0, 21)
             more = block[504]
-            if len(numbers) > 2 * _SPARSE_MAX:
-                raise ValueError("a sparse file of too many regions")
+            if len(numbers) > 2 * REGIONS_MAX:
+                raise _too_many()
         self._regions(entry, numbers, parse_number(header.block[483:495]))
 
     def _pax_sparse(
@@ -246,29 +264,37 @@ class TarReader:
             raise ValueError("a sparse file without a size")
         if pax.get(b"GNU.sparse.major") == b"1":
             self._regions(entry, self._leading_map(), real)
-        elif b"GNU.sparse.map" in pax:
-            self._regions(entry, [_int(n) for n in pax[b"GNU.sparse.map"].split(b",") if n], real)
+        elif (listed := pax.get(b"GNU.sparse.map")) is not None:
+            if listed.count(b",") > 2 * REGIONS_MAX:
+                raise _too_many()
+            self._regions(entry, [_int(n) for n in listed.split(b",") if n], real)
         else:  # 0.0: the keywords repeat, and their order counts
             wanted = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
             self._regions(entry, [_int(value) for key, value in pairs if key in wanted], real)
 
     def _leading_map(self) -> list[int]:
         """Reads the map that format 1.0 has before the data: decimal lines in whole blocks."""
-        data = b""
-        count = -1
+        data = bytearray()
+        count, lines = -1, 0
         while True:
             if self.left < BLOCK:
                 raise ValueError("a broken map of a sparse file")
-            data += self.stream.exactly(BLOCK)
+            block = self.stream.exactly(BLOCK)
+            data += block
+            lines += block.count(b"\n")
             self.left -= BLOCK
-            if count < 0 and b"\n" in data:
-                count = _int(data.partition(b"\n")[0])
-                if count > _SPARSE_MAX:
-                    raise ValueError("a sparse file of too many regions")
-            if count >= 0 and data.count(b"\n") > 2 * count:
-                return [_int(line) for line in data.split(b"\n")[1 : 2 * count + 1]]
+            if count < 0 and lines:
+                count = _int(bytes(data.partition(b"\n")[0]))
+                if count > REGIONS_MAX:
+                    raise _too_many()
+            if count >= 0 and lines > 2 * count:
+                return [_int(line) for line in bytes(data).split(b"\n")[1 : 2 * count + 1]]
             if len(data) > 50 * (count + 1) + 2 * BLOCK:
                 raise ValueError("a broken map of a sparse file")
+
+
+def _too_many() -> ValueError:
+    return ValueError(f"a sparse file of more than {REGIONS_MAX} regions")
 
 
 def _int(text: bytes) -> int:

@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 BLOCK = 512
+_RECORDS_MAX = 1 << 17  # of one pax payload: each takes ten times its bytes of memory
 
 # name, mode with uid and gid, size, mtime, type, target, magic, device, prefix
 _FIELDS = struct.Struct("100s24s12s12s8xs100s6s66x8s8s155s12x")
@@ -146,7 +147,7 @@ def parse_header(block: bytes) -> Header:
 
 def parse_pax(body: bytes) -> list[tuple[bytes, bytes]]:
     """Splits a pax payload into (keyword, value); ValueError if malformed."""
-    records = []
+    records: list[tuple[bytes, bytes]] = []
     at = 0
     while at < len(body):
         if body[at] == 0 and not body[at:].strip(b"\0"):
@@ -161,6 +162,8 @@ def parse_pax(body: bytes) -> list[tuple[bytes, bytes]]:
         key, equals, value = body[space + 1 : end - 1].partition(b"=")
         if not equals or not key:
             raise ValueError("a pax record without a keyword")
+        if len(records) == _RECORDS_MAX:
+            raise ValueError(f"more than {_RECORDS_MAX} pax records")
         records.append((key, value))
         at = end
     return records

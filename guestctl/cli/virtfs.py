@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 import click
 
@@ -51,6 +52,18 @@ def _progress(what: str) -> Iterator[Progress | None]:
         yield step
 
 
+def _standard(stream: TextIO | None, what: str) -> BinaryIO:
+    if stream is None:  # a shell's <&- or >&-
+        raise click.UsageError(f"standard {what} is closed")
+    return stream.buffer
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("not a number")
+    return value
+
+
 def _warn(lines: tuple[str, ...]) -> None:
     for line in lines:
         click.echo(f"warning: {line}", err=True)
@@ -77,7 +90,13 @@ def group() -> None:
 @click.option("--max-entries", type=click.IntRange(min=1), default=None, help="Limit on entries.")
 @click.option("--max-bytes", type=click.IntRange(min=1), default=None, help="Limit on bytes.")
 @click.option("--max-depth", type=click.IntRange(min=1), default=None, help="Limit on depth.")
-@click.option("--max-ratio", type=float, default=None, help="Limit on growth by unpacking.")
+@click.option(
+    "--max-ratio",
+    type=click.FloatRange(min=1),
+    default=None,
+    callback=lambda _context, _option, value: _finite(value),
+    help="Limit on growth by unpacking.",
+)
 @_model_option
 @json_option
 def stage(
@@ -117,7 +136,7 @@ def stage(
     )
     with _progress("staging") as progress:
         report = translate.stage(
-            sys.stdin.buffer if source == "-" else source,
+            _standard(sys.stdin, "input") if source == "-" else source,
             tree,
             into=into,
             follow_dirs=follow_dirs,
@@ -176,7 +195,7 @@ def collect(
     with _progress("collecting") as progress:
         report = translate.collect(
             tree,
-            sys.stdout.buffer if out == "-" else out,
+            _standard(sys.stdout, "output") if out == "-" else out,
             path=path,
             mtime=_epoch() if mtime is None else mtime,
             security_model=security_model,

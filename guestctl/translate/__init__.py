@@ -48,7 +48,7 @@ def list_tree(
     """Yields the entries of a tree as the guest sees them, sorted, parents first."""
     with told(tree), open_tree(tree) as root:
         state = read_state(root)
-        model = security_model or detect_model(root) or MAPPED_FILE
+        model = security_model or detect_model(root, os.fsdecode(tree)) or MAPPED_FILE
         reader = TreeReader(root, model, warn=lambda _line: None, aside=state.aside, content=False)
         for entry, _ in reader.walk(clean_subdir(path)):
             yield entry
@@ -62,15 +62,15 @@ def read_entries(tree: Path) -> Iterator[tuple[Entry, int]]:
     """
     with open_tree(tree) as root:
         state = read_state(root)
-        model = detect_model(root) or MAPPED_FILE
+        model = detect_model(root, os.fsdecode(tree)) or MAPPED_FILE
         reader = TreeReader(root, model, warn=lambda _line: None, aside=state.aside)
         yield from reader.walk()
 
 
 def check(tree: Path, *, security_model: str | None = None) -> tuple[Problem, ...]:
     """Returns what in a tree breaks guests or builds, each with its path and consequence."""
-    with told(tree), open_tree(tree) as root, hold_tree(root):
-        return _examined(root, security_model, mend=False)
+    with told(tree), open_tree(tree) as root, hold_tree(root, name=os.fsdecode(tree)):
+        return _examined(root, tree, security_model, mend=False)
 
 
 def repair(tree: Path, *, security_model: str | None = None) -> tuple[Problem, ...]:
@@ -78,20 +78,24 @@ def repair(tree: Path, *, security_model: str | None = None) -> tuple[Problem, .
 
     :raise TreeError: the tree is in use, of both security models, or has links into the cache.
     """
-    with told(tree), open_tree(tree) as root, hold_tree(root, exclusive=True):
+    with (
+        told(tree),
+        open_tree(tree) as root,
+        hold_tree(root, exclusive=True, name=os.fsdecode(tree)),
+    ):
         if read_state(root).links:
             raise TreeError(
                 f"{os.fsdecode(tree)}: mending it would change the cache that it links to",
                 hint="stage it anew",
             )
-        return _examined(root, security_model, mend=True)
+        return _examined(root, tree, security_model, mend=True)
 
 
-def _examined(root: int, wanted: str | None, *, mend: bool) -> tuple[Problem, ...]:
+def _examined(root: int, tree: Path, wanted: str | None, *, mend: bool) -> tuple[Problem, ...]:
     try:
-        model = wanted or detect_model(root) or MAPPED_FILE
-    except TreeError as error:
+        model = wanted or detect_model(root, os.fsdecode(tree)) or MAPPED_FILE
+    except TreeError:
         if mend:
             raise
-        return (Problem(b"", "mixed", str(error)),)
+        return (Problem(b"", "mixed"),)
     return tuple(examine(root, model, mend=mend))

@@ -56,7 +56,7 @@ def collect(
     if security_model is not None:
         check_model(security_model)
     warnings = Warnings()
-    with told(tree), open_tree(tree) as root, hold_tree(root):
+    with told(tree), open_tree(tree) as root, hold_tree(root, name=os.fsdecode(tree)):
         state = read_state(root)
         if state.partial:
             raise TreeError(
@@ -66,9 +66,9 @@ def collect(
             )
         if state.dirty:
             warnings.add(why_dirty(state))
-        model = security_model or detect_model(root) or MAPPED_FILE
+        model = security_model or detect_model(root, os.fsdecode(tree)) or MAPPED_FILE
         reader = TreeReader(root, model, warn=warnings.add, aside=state.aside, owner=owner)
-        with open_sink(out, os.cpu_count() or 1) as sink:
+        with open_sink(out, os.cpu_count() or 1, tree=root) as sink:
             clamp = None if mtime is None else mtime * 10**9
             scout = Scout(root, aside=state.aside, clamp=clamp) if model == MAPPED_FILE else None
             try:

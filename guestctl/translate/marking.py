@@ -17,7 +17,7 @@ from guestctl.tree.state import (
 )
 from guestctl.vmeta import MAPPED_FILE, META_DIR, ROOT_FILE, STATE_NAME
 
-__all__ = ["first_mark", "make_tree", "model_for", "write_mark"]
+__all__ = ["first_mark", "is_new", "make_tree", "model_for", "write_mark"]
 
 
 def make_tree(where: bytes) -> None:
@@ -46,7 +46,7 @@ def write_mark(root: int, model: str, state: State, where: bytes) -> None:
 def model_for(root: int, where: bytes, wanted: str | None) -> str:
     if wanted is not None:
         check_model(wanted)
-    found = detect_model(root)
+    found = detect_model(root, os.fsdecode(where))
     if found and wanted and found != wanted:
         raise TreeError(
             f"{os.fsdecode(where)}: it is a {found} tree, not a {wanted} one",
@@ -82,14 +82,23 @@ def first_mark(root: int, before: State, base: bytes, name: str) -> State:
     )
 
 
+def is_new(root: int) -> bool:
+    """Whether there is nothing in the tree yet."""
+    return _is_empty(root, b"")
+
+
 def _folder(root: int, base: bytes) -> int:
+    """Opens a folder of the tree; -1 if it is missing.
+
+    :raise OSError: something else is in its place.
+    """
     fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
     for name in base.split(b"/") if base else ():
         try:
             below = os.open(
                 name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd
             )
-        except OSError:
+        except FileNotFoundError:
             return -1
         finally:
             os.close(fd)
@@ -98,7 +107,10 @@ def _folder(root: int, base: bytes) -> int:
 
 
 def _is_empty(root: int, base: bytes) -> bool:
-    fd = _folder(root, base)
+    try:
+        fd = _folder(root, base)
+    except OSError:
+        return False  # what comes next will say what is wrong
     if fd < 0:
         return True
     try:

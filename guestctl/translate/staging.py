@@ -15,7 +15,7 @@ from guestctl.archive.reader import Reader, open_archive
 from guestctl.entry import Entry, Limits
 from guestctl.errors import ArchiveError, TreeError
 from guestctl.translate.linking import linkable, unexported
-from guestctl.translate.marking import first_mark, make_tree, model_for, write_mark
+from guestctl.translate.marking import first_mark, is_new, make_tree, model_for, write_mark
 from guestctl.translate.report import Path, Progress, Warnings, clean_subdir, told
 from guestctl.translate.unpacked import Artifact, Translation
 from guestctl.tree.dirt import why_dirty
@@ -99,17 +99,15 @@ def stage(
     """
     base = clean_subdir(into)
     where = os.fsencode(tree)
-    make_tree(where)
     warnings = Warnings()
-    with (
-        _open_source(source) as (handle, name),
-        told(tree),
-        open_tree(where) as root,
-        hold_tree(root, exclusive=True) as lock,
-        contextlib.ExitStack() as stack,
-    ):
+    with contextlib.ExitStack() as stack:
+        handle, name = stack.enter_context(_open_source(source))
+        make_tree(where)
+        stack.enter_context(told(tree))
+        root = stack.enter_context(open_tree(where))
+        lock = stack.enter_context(hold_tree(root, exclusive=True, name=os.fsdecode(where)))
         model = model_for(root, where, security_model or getattr(tree, "security_model", None))
-        before = read_state(root)
+        before, new = read_state(root), is_new(root)
         mark = first_mark(root, before, base, name)
         if mark.dirty:
             warnings.add(why_dirty(mark))
@@ -149,7 +147,7 @@ def stage(
             write_mark(root, model, ready, where)
             writer.stamp_root()
         except BaseException:
-            if not (writer.begun or mark.fresh or before.partial):
+            if not (writer.begun or new or before.partial):
                 write_mark(root, model, before, where)  # nothing was touched
             raise
         finally:

@@ -13,7 +13,17 @@ from pathlib import Path
 from guestctl.entry import TARGET_MAX, type_name
 from guestctl.errors import TreeError
 from guestctl.tree.dirt import cleaned
-from guestctl.tree.mending import convert, empty, grant, remove, rewrite, share
+from guestctl.tree.mending import (
+    convert,
+    discard,
+    drop_xattrs,
+    empty,
+    grant,
+    mapped_xattrs,
+    remove,
+    rewrite,
+    share,
+)
 from guestctl.tree.problems import Problem
 from guestctl.tree.state import OPEN_DIR, OPEN_FILE, open_dir, read_small, read_state
 from guestctl.vmeta import (
@@ -108,6 +118,7 @@ class _Examiner:
 
     def _root_itself(self) -> Iterator[Problem]:
         if self._file_model:
+            yield from self._other_model(b"", self._root, b".")
             yield from self._one_text(b"", self._root, ROOT_FILE, os.fstat(self._root), True)
         else:
             yield from self._one_xattr(b"", self._root, os.fstat(self._root))
@@ -124,7 +135,7 @@ class _Examiner:
             except OSError as error:
                 yield Problem(path, "unsafe-metadata", f"{META_DIR.decode()}: {error.strerror}")
         elif META_DIR in names:
-            yield Problem(path, "mixed", META_DIR.decode())
+            yield self._report(path, "mixed", META_DIR.decode(), lambda: discard(META_DIR, fd))
         if ROOT_FILE in names and (path or not self._file_model):
             yield self._report(path, "stray", ROOT_FILE.decode(), lambda: remove(ROOT_FILE, fd))
         try:
@@ -169,6 +180,7 @@ class _Examiner:
         if form == stat.S_IFDIR:
             folders.append(at)
         if self._file_model:
+            yield from self._other_model(at, fd, name)
             yield from self._one_text(at, fd, name, info, False, meta)
         else:
             try:
@@ -180,6 +192,12 @@ class _Examiner:
                 yield from self._one_xattr(at, child, info)
             finally:
                 os.close(child)
+
+    def _other_model(self, at: bytes, fd: int, name: bytes) -> Iterator[Problem]:
+        """What mapped-xattr would believe, in a mapped-file tree."""
+        if held := mapped_xattrs(fd, name):
+            shown = ", ".join(map(os.fsdecode, held))
+            yield self._report(at, "mixed", shown, lambda: drop_xattrs(fd, name, held))
 
     # One entry's metadata
 

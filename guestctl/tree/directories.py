@@ -55,7 +55,6 @@ class Directories(Folders):
 
         With `fresh`, what no member names gets `mtime`: the time of staging must not show.
         """
-        self.begun = True
         self.began = mtime
         root = Entry(b"", _IMPLICIT)
         if not self._file_model:
@@ -63,10 +62,12 @@ class Directories(Folders):
         elif ROOT_FILE not in map(os.fsencode, os.listdir(self._root.fd)):
             self._attributes(self._root, root)
         into = self._dir(self._into, Entry(self._into, _IMPLICIT, mtime=mtime))
+        self.begun = True
         if fresh:
             self._times[into.path] = mtime
 
     def _adopt(self, child: Folder, parent: Folder, entry: Entry) -> None:
+        self.begun = True
         self.implied.add(child.path)
         self._times[child.path] = entry.mtime
         self._attributes(child, Entry(child.path, _IMPLICIT), parent=parent)

@@ -5,10 +5,30 @@ from __future__ import annotations
 import os
 import stat
 
-from guestctl.tree.state import NEW_FILE, open_dir
-from guestctl.vmeta import META_DIR, encode_rdev, encode_text, encode_xattrs, has_rdev
+from guestctl.tree.state import NEW_FILE, open_dir, remove_contents
+from guestctl.vmeta import (
+    META_DIR,
+    VIRTFS_PREFIX,
+    encode_rdev,
+    encode_text,
+    encode_xattrs,
+    has_rdev,
+)
 
-__all__ = ["convert", "empty", "grant", "meta_dir", "remove", "rewrite", "share"]
+__all__ = [
+    "convert",
+    "discard",
+    "drop_xattrs",
+    "empty",
+    "grant",
+    "mapped_xattrs",
+    "meta_dir",
+    "remove",
+    "rewrite",
+    "share",
+]
+
+_MAPPED = frozenset(VIRTFS_PREFIX + key for key in (b"uid", b"gid", b"mode", b"rdev"))
 
 
 def meta_dir(fd: int) -> int:
@@ -83,6 +103,33 @@ def remove(name: bytes, dir_fd: int) -> None:
         os.unlink(name, dir_fd=dir_fd)
     except IsADirectoryError:
         os.rmdir(name, dir_fd=dir_fd)
+
+
+def discard(name: bytes, dir_fd: int) -> None:
+    """Removes a file, or a folder with all that is in it."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except IsADirectoryError:
+        fd = open_dir(name, dir_fd)
+        try:
+            remove_contents(fd)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=dir_fd)
+
+
+def mapped_xattrs(fd: int, name: bytes) -> list[bytes]:
+    """The attributes of an entry in which mapped-xattr keeps metadata."""
+    path = b"/proc/self/fd/%d/%b" % (fd, name)
+    return [
+        key for key in map(os.fsencode, os.listxattr(path, follow_symlinks=False)) if key in _MAPPED
+    ]
+
+
+def drop_xattrs(fd: int, name: bytes, keys: list[bytes]) -> None:
+    """Takes attributes from an entry."""
+    for key in keys:
+        os.removexattr(b"/proc/self/fd/%d/%b" % (fd, name), key, follow_symlinks=False)
 
 
 def grant(name: bytes, dir_fd: int, mode: int) -> None:

@@ -199,11 +199,13 @@ def split_xattrs(entry: Entry, warn: Warn, *, file_model: bool) -> tuple[Pairs, 
     for name, value in sorted(entry.xattrs.items()):
         if name.startswith(VIRTFS_PREFIX):
             warn(f"{entry.shown}: {os.fsdecode(name)} is reserved, and left out")
+        elif b"\0" in name or name in (b"", b"user."):
+            warn(f"{entry.shown}: an attribute of an impossible name is left out")
         elif name.startswith(b"user.") and holds:
             direct.append((name, value))
         elif name.startswith(b"system.posix_acl_") and not file_model:
             direct.append((VIRTFS_PREFIX + name, value))
-        elif not name or b"\0" in name or len(name) + len(ASIDE_PREFIX) > 255:
+        elif len(name) + len(ASIDE_PREFIX) > 255:
             warn(f"{entry.shown}: an attribute of an impossible name is left out")
         else:
             aside.append((ASIDE_PREFIX + name, value))

@@ -143,8 +143,10 @@ def read_small(name: bytes, dir_fd: int, limit: int) -> bytes | None:
     return data
 
 
-def detect_model(fd: int) -> str | None:
+def detect_model(fd: int, shown: str = "the tree") -> str | None:
     """Tells which model the tree at `fd` is of; None for one that holds no metadata yet.
+
+    `shown` is what messages call it.
 
     :raise TreeError: it holds metadata of both.
     """
@@ -164,7 +166,10 @@ def detect_model(fd: int) -> str | None:
             if xattr:
                 break
     if text and xattr:
-        raise TreeError("the tree holds metadata of both security models")
+        raise TreeError(
+            f"{shown}: it holds metadata of both security models",
+            hint="--security-model says which to believe; repair then removes the other",
+        )
     return MAPPED_FILE if text else MAPPED_XATTR if xattr else None
 
 
@@ -280,8 +285,10 @@ def is_partial(tree: Path) -> bool:
 
 
 @contextlib.contextmanager
-def hold_tree(tree: Path | int, *, exclusive: bool = False) -> Iterator[int]:
-    """Holds a tree against staging (and, if exclusive, collecting) by anyone else.
+def hold_tree(
+    tree: Path | int, *, exclusive: bool = False, name: str = "the tree"
+) -> Iterator[int]:
+    """Holds a tree, which messages call `name`, against staging (and, if exclusive, collecting).
 
     Whoever mounts a tree in a guest holds it exclusively meanwhile. The hold ends with the process,
     or with the last to inherit the descriptor that is yielded.
@@ -297,14 +304,14 @@ def hold_tree(tree: Path | int, *, exclusive: bool = False) -> Iterator[int]:
             anew = os.open(b".", OPEN_DIR, dir_fd=fd)
             os.close(fd)
             fd = anew
-        _lock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        _lock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, name)
         yield fd
     finally:
         if fd >= 0:
             os.close(fd)
 
 
-def _lock(fd: int, kind: int) -> None:
+def _lock(fd: int, kind: int, name: str) -> None:
     until = time.monotonic() + _PATIENCE
     while True:
         try:
@@ -313,7 +320,7 @@ def _lock(fd: int, kind: int) -> None:
         except BlockingIOError:
             if time.monotonic() > until:
                 raise TreeError(
-                    "the tree is in use: a guest has it mounted, or it is being staged",
+                    f"{name}: it is in use: a guest has it mounted, or it is being staged",
                     hint="unmount it in the guest first",
                 ) from None
         time.sleep(0.01)

@@ -215,12 +215,25 @@ class TreeWriter(Directories):
         self._pump.drain()
         if self._filler is not None:
             self._filler.settle()
-        for entry in self._later:
-            if not self._link(entry):
-                raise self._fail(
-                    entry, f"a hard link to {os.fsdecode(entry.link or b'')}, which is not there"
-                )
+        self._link_later()
         self._stamp_all()
+
+    def _link_later(self) -> None:
+        """Makes the links that wait for what came after them, each after what it links to."""
+        waiting: dict[bytes, list[Entry]] = {}
+        for entry in self._later:
+            waiting.setdefault(entry.link or b"", []).append(entry)
+        own = {entry.path for entry in self._later}
+        todo = [path for path in waiting if path not in own]
+        todo.reverse()
+        while waiting:
+            # Those that wait for each other come last, in their order: a member may have helped.
+            path = todo.pop() if todo else next(iter(waiting))
+            for entry in waiting.pop(path, ()):
+                if not self._link(entry):
+                    shown = os.fsdecode(path)
+                    raise self._fail(entry, f"a hard link to {shown}, which is not there")
+                todo.append(entry.path)
 
     def close(self) -> None:
         if self._filler is not None:
