@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import pty
+import re
+import select
 import subprocess
 import sys
 import tarfile
@@ -142,3 +146,99 @@ def test_hostile_names_stay_on_their_line(tmp_path):
         assert b"x\\012\\033[2Jguestctl" in output and b"\033" not in output
         assert "\x9b" not in output.decode()
         assert not any(line.startswith(b"guestctl: all") for line in output.splitlines())
+
+
+def test_where_an_archive_cannot_go(tree, tmp_path):
+    """It would be in itself, or take the place of what is no file; nothing is replaced."""
+    os.mkfifo(tmp_path / "fifo.tar")
+    (tmp_path / "folder.tar").mkdir()
+    for out, words, status in (
+        (tree / "o.tar", b"the archive would lie in the tree", 2),
+        (tree / "dir" / "o.tar", b"the archive would lie in the tree", 2),
+        (tmp_path / "fifo.tar", b"no file, and it would be replaced", 2),
+        (tmp_path / "folder.tar", b"Is a directory", 1),
+        (tmp_path / "no" / "o.tar", b"No such file", 1),
+    ):
+        before = sorted(tree.rglob("*"))
+        done = virtfs("collect", tree, out)
+        assert done.returncode == status and words in done.stderr
+        assert sorted(tree.rglob("*")) == before
+    assert (tmp_path / "fifo.tar").is_fifo()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a.tar",
+        "fifo.tar",
+        "folder.tar",
+        "tree",
+    }
+
+
+def test_an_archive_goes_where_a_link_leads(tree, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "o.tar.gz").symlink_to("elsewhere/real")
+    assert virtfs("collect", tree, tmp_path / "o.tar.gz").returncode == 0
+    assert (tmp_path / "o.tar.gz").is_symlink()
+    assert (tmp_path / "elsewhere/real").read_bytes().startswith(b"\x1f\x8b")
+
+
+def test_standard_streams_that_are_closed(tree, tmp_path):
+    guestctl = f"{sys.executable} -m guestctl virtfs"
+    for command, word in (
+        (f"stage - {tmp_path}/t <&-", "input"),
+        (f"collect {tree} - >&-", "output"),
+    ):
+        done = subprocess.run(
+            ["sh", "-c", f"{guestctl} {command}"], capture_output=True, timeout=60, check=False
+        )
+        assert done.returncode == 2 and f"standard {word} is closed".encode() in done.stderr
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_reader_that_has_had_enough(tree):
+    """Whoever closes the pipe ends it, without a word."""
+    (tree / "large").write_bytes(os.urandom(4 << 20))
+    with subprocess.Popen(
+        [sys.executable, "-m", "guestctl", "virtfs", "collect", tree, "-"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert len(process.stdout.read(512)) == 512
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) != 0
+
+
+@pytest.mark.parametrize("ratio", ["0.5", "nan", "inf", "much"])
+def test_impossible_limits(tmp_path, ratio):
+    done = virtfs("stage", tmp_path / "a.tar", tmp_path / "t", "--max-ratio", ratio)
+    assert done.returncode == 2 and b"--max-ratio" in done.stderr
+
+
+def test_progress_on_a_terminal(tmp_path):
+    """Entries, bytes and rate while it lasts; elsewhere there is none."""
+    data = tar_bytes([Member(f"f{number}", data=b"x" * 50_000) for number in range(400)])
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "guestctl", "virtfs", "stage", "-", tmp_path / "t"],
+        stdin=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    ) as process:
+        os.close(theirs)
+        assert process.stdin is not None
+        seen = b""
+        for at in range(0, len(data) // 2, 1 << 16):
+            process.stdin.write(data[at : at + (1 << 16)])
+        process.stdin.flush()
+        while not re.search(rb"staging\D+[1-9]\d* entries\D+\d+ MB", seen):
+            assert select.select([ours], [], [], 60)[0], seen
+            seen += os.read(ours, 4096)
+        process.stdin.write(data[at + (1 << 16) :])
+        process.stdin.close()
+        with contextlib.suppress(OSError):  # the terminal is gone
+            while more := os.read(ours, 4096):
+                seen += more
+        assert process.wait(timeout=60) == 0
+    os.close(ours)
+    assert b"/s" in seen
+    assert len(list((tmp_path / "t").iterdir())) == 402

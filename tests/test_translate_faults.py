@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,9 @@ FAULTS = [
     ("openat", "EIO", 41),
     ("openat", "EMFILE", 7),
     ("read", "EIO", 7),
-    ("pread64", "EIO", 7),
-    ("write", "ENOSPC", 41),
-    ("write", "EIO", 7),
+    ("pread64,preadv", "EIO", 7),
+    ("write,writev", "ENOSPC", 41),
+    ("write,writev", "EIO", 7),
     ("copy_file_range", "ENOSPC", 3),
     ("copy_file_range", "EIO", 2),
     ("mkdirat", "ENOSPC", 5),
@@ -215,6 +216,33 @@ def test_collecting_onto_a_full_disk(tmp_path: Path, kind: str) -> None:
     assert done.stdout.split() == ["1", "1", f"old.{kind}", "older"]
     assert len(done.stderr.splitlines()) == 2
     assert f"new.{kind}: cannot be written: No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("calls", ["copy_file_range", "copy_file_range,sendfile"])
+@pytest.mark.parametrize("error", ["EXDEV", "EOPNOTSUPP", "ENOSYS", "EINVAL"])
+def test_file_systems_that_copy_nothing_by_themselves(
+    tmp_path: Path, calls: str, error: str
+) -> None:
+    """Content is asked for from the kernel first, which shares blocks where it can (docs/proof has
+    that); where it refuses, it is copied otherwise."""
+    (tmp_path / "source").mkdir()
+    whole = os.urandom(300_001)
+    (tmp_path / "source/f").write_bytes(whole)
+    asked = tmp_path / "asked"
+    for command in ("stage source tree", "collect tree out.tar"):
+        traced = ["strace", "-f", "-o", asked, "-e", f"trace={calls}"]
+        fault = ["-e", f"inject={calls}:error={error}"]
+        subprocess.run(
+            [*traced, *fault, sys.executable, "-m", "guestctl", "virtfs", *command.split()],
+            cwd=tmp_path,
+            check=True,
+            timeout=100,
+        )
+        assert f", 300001, 0) = -1 {error}" in asked.read_text()
+    assert (tmp_path / "tree/f").read_bytes() == whole
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        content = tar.extractfile("./f")
+        assert content is not None and content.read() == whole
 
 
 def test_standard_output_that_is_full(tmp_path: Path) -> None:

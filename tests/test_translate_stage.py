@@ -563,3 +563,50 @@ def test_repair_of_links_of_which_one_name_has_metadata(tmp_path, known):
     first = found[b"a"]
     assert (first.mode, first.uid) == ((0o104755, 7) if known else (0o100644, 0))
     assert found[b"b"].link == found[b"sub/c"].link == b"a"
+
+
+@pytest.mark.parametrize("into", ["file", "file/below", "link", "new", "d/new"])
+def test_what_was_refused_before_anything_was_written_leaves_the_tree_as_it_was(
+    tree, tmp_path, into
+):
+    """A wrong place, or what is no archive: the tree is not taken for partly staged."""
+    put(tree, Member("file"), symlink("link", "d"), directory("d"), Member("d/x"))
+    (tmp_path / "none.txt").write_bytes(b"no archive" * 1000)
+    with pytest.raises(ArchiveError):
+        stage(tmp_path / "none.txt", tree, into=into)
+    if "new" not in into:
+        with pytest.raises(ArchiveError, match="not a directory"):
+            put(tree, Member("a"), into=into)
+    assert not is_partial(tree) and not check(tree)
+    collect(tree, io.BytesIO())
+
+
+def test_a_source_that_is_not_there_makes_no_tree(tree, tmp_path):
+    with pytest.raises(ArchiveError, match="nowhere"):
+        stage(tmp_path / "nowhere", tree)
+    assert not tree.exists()
+
+
+def test_metadata_of_both_models_is_found_and_mended(tree, tmp_path):
+    put(tree, Member("a", uid=3), directory("d"), Member("d/b", uid=4))
+    for path in ("d", "d/b"):
+        os.setxattr(tree / path, "user.virtfs.uid", b"\7\0\0\0")
+    assert [(p.path, p.kind) for p in check(tree)] == [(b"d", "mixed"), (b"d/b", "mixed")]
+    os.setxattr(tree, "user.virtfs.mode", b"\0\0\0\0")
+    assert [p.kind for p in check(tree)] == ["mixed"]
+    for work in (
+        repair,
+        lambda tree: collect(tree, io.BytesIO()),
+        lambda tree: list(list_tree(tree)),
+    ):
+        with pytest.raises(TreeError, match="tree: it holds metadata of both") as caught:
+            work(tree)
+        assert "--security-model" in caught.value.hint
+    assert [p.mended for p in repair(tree, security_model="mapped-file")] == [True] * 3
+    assert not check(tree) and text(tree, "d/b").startswith(b"virtfs.uid=4\n")
+    other = tmp_path / "other"
+    put(other, directory("d"), Member("d/b", uid=4), security_model="mapped-xattr")
+    (other / "d" / META).mkdir()
+    (other / "d" / META / "b").write_bytes(b"virtfs.uid=9\n")
+    (problem,) = repair(other)
+    assert problem.kind == "mixed" and problem.mended and not check(other)

@@ -98,35 +98,55 @@ class _Pieces:
 
 
 class Sink:
-    """Takes the bytes of an archive; in order, in batches, written by a thread."""
+    """Takes the bytes of an archive, in order, and writes them in batches.
+
+    A plain file is written at once; for all else a thread does it.
+    """
 
     def __init__(self, write: Callable[[bytes], object], fd: int = -1) -> None:
-        """`fd` is that of a plain file that may be copied to within the kernel, or -1."""
+        """`fd` is that of a plain file, or -1: then `write` takes what there is."""
         self._write = write
         self._fd = fd
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | memoryview] = []
         self._gathered = 0
         self._pump = Pump()
         self._begun = self._held = 0
         self.size = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self._pieces.append(data)
         self._gathered += len(data)
         self.size += len(data)
         if self._gathered >= CHUNK or len(self._pieces) >= _PIECES:
             self.flush()
 
-    def copy(self, fd: int, offset: int, size: int, path: bytes) -> None:
-        """Copies a region of `fd`, which may be closed afterwards.
+    def lend(self, data: memoryview) -> None:
+        """The same of memory that is only good until `settle`."""
+        self.write(data if self._fd >= 0 else bytes(data))
 
-        :raise TreeError: the file, `path`, ended before; perhaps only by a later call.
+    def settle(self) -> None:
+        """Returns when nothing that was lent is needed any more."""
+        if self._fd >= 0:
+            self.flush()
+
+    def copy(self, fd: int, offset: int, size: int, path: bytes) -> None:
+        """Copies a region of `fd`.
+
+        :raise TreeError: the file, `path`, ended before.
         """
         if self._fd >= 0 and size >= _BIG:
             self.size += size
             self.flush()
-            own = os.dup(fd)
-            self._pump.put(lambda wanted: self._copy(own, offset, size, path, wanted))
+            try:
+                if copy_range(fd, offset, self._fd, size) != size:
+                    raise _shrank(path)
+            except OSError as error:
+                if error.errno in _FULL:
+                    raise  # it is the archive that cannot grow, not the file
+                raise TreeError(
+                    f"{os.fsdecode(path)}: cannot be copied: {error.strerror}"
+                ) from error
+            self._start_writing(size)
             return
         while size:
             try:
@@ -139,37 +159,36 @@ class Sink:
             offset += len(data)
             size -= len(data)
 
-    def _copy(self, fd: int, offset: int, size: int, path: bytes, wanted: bool) -> None:
-        try:
-            if wanted and copy_range(fd, offset, self._fd, size) != size:
-                raise _shrank(path)
-        except OSError as error:
-            if error.errno in _FULL:
-                raise  # it is the archive that cannot grow, not the file
-            raise TreeError(f"{os.fsdecode(path)}: cannot be copied: {error.strerror}") from error
-        finally:
-            os.close(fd)
-        self._start_writing(size)
-
     def _start_writing(self, size: int) -> None:
         """Has the kernel begin to write what it holds, so that the final sync finds little left."""
         self._held += size
-        if self._fd >= 0 and self._held >= _HELD_MAX:
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(self._fd, self._begun, self._held, os.POSIX_FADV_DONTNEED)
-            self._begun += self._held
+        if self._held >= _HELD_MAX:
+            begun, held = self._begun, self._held
+            self._begun += held
             self._held = 0
+            self._pump.put(lambda wanted: self._advise(begun, held, wanted))
+
+    def _advise(self, begun: int, held: int, wanted: bool) -> None:
+        if wanted:
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._fd, begun, held, os.POSIX_FADV_DONTNEED)
 
     def flush(self) -> None:
-        if self._pieces:
-            pieces, self._pieces = self._pieces, []
-            self._gathered = 0
+        if not self._pieces:
+            return
+        pieces, self._pieces = self._pieces, []
+        size, self._gathered = self._gathered, 0
+        if self._fd < 0:
             self._pump.put(lambda wanted: self._push(b"".join(pieces), wanted))
+            return
+        done = os.writev(self._fd, pieces)
+        if done < size:
+            write_all(self._fd, b"".join(pieces)[done:])
+        self._start_writing(size)
 
     def _push(self, data: bytes, wanted: bool) -> None:
         if wanted:
             self._write(data)
-            self._start_writing(len(data))
 
     def finish(self) -> None:
         """Returns when all is written; raises what went wrong."""

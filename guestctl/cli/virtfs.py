@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, TextIO
@@ -23,6 +24,7 @@ _model_option = click.option(
     "--security-model", type=_MODELS, default=None, help="Of the tree; found out by default."
 )
 Progress = Callable[[int, int], None]
+_REFRESH = 0.1  # seconds
 
 
 @contextmanager
@@ -44,10 +46,15 @@ def _progress(what: str) -> Iterator[Progress | None]:
     )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None, entries=0, shown="")
+        due = 0.0
 
         def step(entries: int, size: int) -> None:
-            if entries % 64 == 0:
-                bar.update(task, completed=size, entries=entries, shown=f"{size / 1e6:.0f} MB")
+            nonlocal due
+            now = time.monotonic()
+            if now >= due:
+                due = now + _REFRESH
+                shown = f"{size / 1e6:,.0f} MB"
+                bar.update(task, completed=size, entries=f"{entries:,}", shown=shown)
 
         yield step
 

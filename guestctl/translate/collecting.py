@@ -16,7 +16,7 @@ from guestctl.entry import Entry
 from guestctl.errors import TreeError
 from guestctl.translate.report import Path, Progress, Warnings, clean_subdir, told
 from guestctl.tree.dirt import why_dirty
-from guestctl.tree.reader import Plain, TreeReader
+from guestctl.tree.reader import Plain, Several, TreeReader
 from guestctl.tree.scout import Scout
 from guestctl.tree.state import check_model, detect_model, hold_tree, open_tree, read_state
 from guestctl.vmeta import MAPPED_FILE
@@ -70,7 +70,9 @@ def collect(
         reader = TreeReader(root, model, warn=warnings.add, aside=state.aside, owner=owner)
         with open_sink(out, os.cpu_count() or 1, tree=root) as sink:
             clamp = None if mtime is None else mtime * 10**9
-            scout = Scout(root, aside=state.aside, clamp=clamp) if model == MAPPED_FILE else None
+            scout = None
+            if model == MAPPED_FILE:
+                scout = Scout(root, aside=state.aside, clamp=clamp, settle=sink.settle)
             try:
                 found = reader.members(clean_subdir(path), scout)
                 entries = _copy_out(found, sink, clamp, warnings, progress)
@@ -81,7 +83,7 @@ def collect(
 
 
 def _copy_out(
-    found: Iterator[tuple[Entry | Plain, int]],
+    found: Iterator[tuple[Entry | Plain | Several, int]],
     sink: Sink,
     clamp: int | None,
     warnings: Warnings,
@@ -89,6 +91,12 @@ def _copy_out(
 ) -> int:
     entries = 0
     for entry, fd in found:
+        if isinstance(entry, Several):
+            entries += entry.count
+            sink.lend(entry.content)
+            if progress is not None:
+                progress(entries, sink.size)
+            continue
         entries += 1
         if progress is not None:
             progress(entries, sink.size)

@@ -30,7 +30,7 @@ from guestctl.vmeta import (
     decode_xattrs,
 )
 
-__all__ = ["Plain", "TreeReader"]
+__all__ = ["Plain", "Several", "TreeReader"]
 
 _NOTHING = Meta()
 
@@ -44,6 +44,18 @@ class Plain:
     path: bytes
     size: int
     header: bytes
+
+
+@dataclass(slots=True)
+class Several:
+    """Regular files without any oddity: their headers and content in a tar, good until the next.
+
+    `path` is that of the last.
+    """
+
+    path: bytes
+    count: int
+    content: memoryview
 
 
 class TreeReader:
@@ -83,8 +95,8 @@ class TreeReader:
 
     def members(
         self, path: bytes = b"", guide: Guide | None = None
-    ) -> Iterator[tuple[Entry | Plain, int]]:
-        """The same, but with a `guide` there is a `Plain` for each plain file that it knows."""
+    ) -> Iterator[tuple[Entry | Plain | Several, int]]:
+        """The same, but with a `guide` plain files are a `Plain` each, or `Several` at once."""
         self._top = path
         walk = Walk(self._root, path, metadata=self._file_model, guide=guide)
         at = path
@@ -95,8 +107,10 @@ class TreeReader:
                     yield self._folder(fd, metadata_text(name, level.meta, at), Entry(at, 0)), -1
                 elif told is None:
                     yield from self._leaf(level, name, form, at)
-                else:
+                elif isinstance(told[0], bytes):
                     yield from self._plain(level, name, at, told)
+                elif guide is not None:
+                    yield Several(at, told[2], guide.content(told)), -1
         except OSError as error:
             raise TreeError(f"{shown(at)}: {error.strerror}") from error
         finally:

@@ -13,7 +13,7 @@ from guestctl.errors import TreeError
 from guestctl.tree.state import OPEN_DIR, open_dir
 from guestctl.vmeta import META_DIR, RESERVED
 
-__all__ = ["Guide", "GuideLost", "Level", "Step", "Told", "Walk", "shown"]
+__all__ = ["Guide", "GuideLost", "Item", "Level", "Run", "Step", "Told", "Walk", "shown"]
 
 _OPEN_LEVELS = 100  # folders held open on the way down; those above are found again by ".."
 
@@ -37,9 +37,13 @@ class Level:
 
 # What a scout says of a file: its whole header in an archive, its size and its mtime in ns.
 Told = tuple[bytes, int, int]
+# Or of several, of which the last is named: where headers and content lie, length, how many.
+Run = tuple[int, int, int]
+# A name, its type, and what is told of it; None: the folder ends.
+Item = tuple[bytes, int, Told | Run | None] | None
 # The folder that an entry lies in, its name, the host's type (0: neither file nor folder), its
 # path, a folder's own descriptor or -1, and what was told. All are good until the next step.
-Step = tuple[Level, bytes, int, bytes, int, Told | None]
+Step = tuple[Level, bytes, int, bytes, int, Told | Run | None]
 
 
 class Guide(Protocol):
@@ -49,11 +53,10 @@ class Guide(Protocol):
 
     def begin(self, top: bytes, after: bytes) -> None: ...
 
-    def next(self) -> tuple[bytes, int, Told | None] | None:
-        """The next name, its type, and what is told of it; None: the folder ends.
+    def next(self) -> Item:
+        """:raise GuideLost: it knows no more."""
 
-        :raise GuideLost: it knows no more.
-        """
+    def content(self, run: Run) -> memoryview: ...
 
 
 class GuideLost(Exception):
@@ -138,7 +141,7 @@ class Walk:
                 self._at = at = level.path + b"/" + name if level.path else name
                 yield level, name, form, at, -1, told
 
-    def _next(self, level: Level) -> tuple[bytes, int, Told | None] | None:
+    def _next(self, level: Level) -> Item:
         if self._guided and self._guide is not None:
             try:
                 return self._guide.next()

@@ -18,9 +18,13 @@ from pathlib import Path
 
 from guestctl.places import Places
 
-__all__ = ["Proof"]
+__all__ = ["NotHere", "Proof"]
 
 ROOT = Path(__file__).parent.parent.parent
+
+
+class NotHere(Exception):
+    """This machine lacks what a proof needs: what was written before stays."""
 
 
 class Proof:

@@ -6,7 +6,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from tests.proof import Proof
+from tests.proof import NotHere, Proof
 
 
 def main() -> None:
@@ -16,7 +16,11 @@ def main() -> None:
     for name in names:
         module = importlib.import_module(f"tests.proof.proof_{name}")
         proof = Proof(name, module.TITLE)
-        module.prove(proof)
+        try:
+            module.prove(proof)
+        except NotHere as error:
+            print(f"{name}: left out: {error}", flush=True)
+            continue
         print(f"{name}: written to {proof.write()}", flush=True)
         proof.forget()
 
