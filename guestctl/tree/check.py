@@ -13,6 +13,7 @@ from pathlib import Path
 from guestctl.entry import TARGET_MAX, type_name
 from guestctl.errors import TreeError
 from guestctl.tree.dirt import cleaned
+from guestctl.tree.judgement import fields_of, judge, text_of
 from guestctl.tree.mending import (
     convert,
     discard,
@@ -38,9 +39,7 @@ from guestctl.vmeta import (
     Meta,
     decode_text,
     decode_xattrs,
-    encode_text,
     encode_xattrs,
-    has_rdev,
 )
 
 __all__ = ["examine"]
@@ -226,12 +225,12 @@ class _Examiner:
             if found:
                 return
         known = decode_text(text) if text else Meta()
-        kind, detail, right = _judge(known, info.st_mode, bool(text))
-        if not kind and text != _text(right):
+        kind, detail, right = judge(known, info.st_mode, bool(text))
+        if not kind and text != text_of(right):
             kind = "malformed"
         if kind:
             yield self._report(
-                at, kind, detail, lambda: rewrite(fd, name, _text(right), is_root=is_root)
+                at, kind, detail, lambda: rewrite(fd, name, text_of(right), is_root=is_root)
             )
         yield from self._payload(at, fd, name, info, right)
 
@@ -241,10 +240,10 @@ class _Examiner:
             if os.fsencode(shown).startswith(VIRTFS_PREFIX):
                 attrs[os.fsencode(shown)] = os.getxattr(fd, shown)
         known = decode_xattrs(attrs)
-        kind, detail, right = _judge(known, info.st_mode, known != Meta())
+        kind, detail, right = judge(known, info.st_mode, known != Meta())
 
         def act() -> None:
-            for name, value in encode_xattrs(*_fields(right)):
+            for name, value in encode_xattrs(*fields_of(right)):
                 os.setxattr(fd, name, value)
 
         if kind:
@@ -315,44 +314,8 @@ class _Examiner:
                         continue
                     first = at
                     info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                    text = _text(_judge(Meta(), info.st_mode, False)[2])
+                    text = text_of(judge(Meta(), info.st_mode, False)[2])
                     act = partial(rewrite, fd, name, text, is_root=False)
                     yield self._report(at, "missing", "", act)
                 finally:
                     os.close(fd)
-
-
-def _judge(known: Meta, host: int, present: bool) -> tuple[str, str, Meta]:
-    """Says what is wrong with metadata, in what way, and what would be right."""
-    form = stat.S_IFMT(host)
-    mode = host if known.mode is None else known.mode & 0o177777
-    claimed = stat.S_IFMT(mode)
-    kind = detail = ""
-    if not present:
-        kind = "missing"
-    elif known.mode is not None and not claimed:
-        kind, mode = "no-type", form | stat.S_IMODE(mode)
-    elif (claimed == stat.S_IFDIR) != (form == stat.S_IFDIR) or type_name(mode) == "unknown":
-        kind, detail = "wrong-type", f"{type_name(mode)}, but it is a {type_name(form)}"
-        mode = form | stat.S_IMODE(mode)
-    elif not known.complete:
-        kind = "partial"
-    rdev = known.rdev
-    if rdev is None and has_rdev(mode):
-        rdev = 0
-    right = Meta(_id(known.uid), _id(known.gid), mode, rdev)
-    return kind, detail, right
-
-
-def _id(value: int | None) -> int:
-    return 0 if value is None or value == 0xFFFFFFFF else value
-
-
-def _fields(meta: Meta) -> tuple[int, int, int, int | None]:
-    assert meta.uid is not None and meta.gid is not None and meta.mode is not None
-    return meta.uid, meta.gid, meta.mode, meta.rdev
-
-
-def _text(meta: Meta) -> bytes:
-    uid, gid, mode, rdev = _fields(meta)
-    return encode_text(uid, gid, mode, None if rdev == 0xFFFFFFFF else rdev)

@@ -144,9 +144,7 @@ def read_small(name: bytes, dir_fd: int, limit: int) -> bytes | None:
 
 
 def detect_model(fd: int, shown: str = "the tree") -> str | None:
-    """Tells which model the tree at `fd` is of; None for one that holds no metadata yet.
-
-    `shown` is what messages call it.
+    """Tells which model the tree at `fd`, which messages call `shown`, is of; None: of none yet.
 
     :raise TreeError: it holds metadata of both.
     """
@@ -319,10 +317,8 @@ def _lock(fd: int, kind: int, name: str) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > until:
-                raise TreeError(
-                    f"{name}: it is in use: a guest has it mounted, or it is being staged",
-                    hint="unmount it in the guest first",
-                ) from None
+                what = f"{name}: it is in use: a guest has it mounted, or it is being staged"
+                raise TreeError(what, hint="unmount it in the guest first") from None
         time.sleep(0.01)
 
 
