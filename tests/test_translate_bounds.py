@@ -196,17 +196,30 @@ def test_a_cpio_cut_short_names_the_last_member(tmp_path: Path) -> None:
         assert is_partial(tmp_path / "tree")
 
 
-def test_a_zstd_window_beyond_bounds_is_refused(tmp_path: Path) -> None:
-    whole = subprocess.run(
-        ["zstd", "--long=31", "-c"],
-        input=tar_bytes([Member("f")]),
-        check=True,
-        capture_output=True,
-        timeout=60,
-    ).stdout
-    with pytest.raises(ArchiveError, match="too much memory") as caught:
-        put(whole, tmp_path / "tree")
-    assert "--long=31" in caught.value.hint
+@pytest.mark.parametrize(
+    ("options", "window"),
+    [("", 0), ("-19", 0), ("--ultra -20", 0), ("--long=26", 64), ("--long=31", 2048)],
+)
+def test_a_zstd_window_beyond_bounds_is_refused(tmp_path: Path, options: str, window: int) -> None:
+    """Of a stream, whose size is not known, and of a file that is one segment."""
+    (tmp_path / "a.tar").write_bytes(tar_bytes([Member("f", data=b"x" * 100_000)]))
+    argv = ["zstd", *options.split(), "-c"]
+    for number, source in enumerate((["a.tar"], [])):
+        whole = subprocess.run(
+            [*argv, *source],
+            cwd=tmp_path,
+            input=(tmp_path / "a.tar").read_bytes(),
+            check=True,
+            capture_output=True,
+            timeout=60,
+        ).stdout
+        tree = tmp_path / f"tree{number}"
+        if not window or source:  # of a small file all is known
+            put(whole, tree)
+            continue
+        with pytest.raises(ArchiveError, match=f"window of {window} MiB") as caught:
+            put(whole, tree)
+        assert "--long=31" in caught.value.hint
 
 
 def test_no_program_is_started_to_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -35,6 +36,7 @@ from guestctl.translate import (
     repair,
     stage,
     tree_state,
+    unpacked,
 )
 from tests.corpus import (
     Member,
@@ -48,6 +50,12 @@ from tests.corpus import (
 from tests.test_translate_laws import big, folders
 
 MODELS = ["mapped-file", "mapped-xattr"]
+
+
+@pytest.fixture(params=[1, 1 << 40], ids=["twofold", "alone"])
+def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the second process that helps to link many files, and without."""
+    monkeypatch.setattr(unpacked, "_MANY", request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +117,7 @@ def frozen(cache: Path) -> dict[str, tuple[object, ...]]:
     return facts
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("model", MODELS)
 def test_every_type_is_linked(tmp_path: Path, own_cache: Path, model: str) -> None:
     source = write_every_type(tmp_path / "every.tar")
@@ -153,6 +162,7 @@ def test_links_are_what_copies_are(
         assert ways[True] == ways[False]
 
 
+@pytest.mark.usefixtures("processes")
 def test_collisions_are_those_of_plain_stage(tmp_path: Path, own_cache: Path) -> None:
     base = archive(
         tmp_path / "base.tar",
@@ -189,6 +199,52 @@ def test_collisions_are_those_of_plain_stage(tmp_path: Path, own_cache: Path) ->
     for tree, link in ((tmp_path / "plain", False), (tmp_path / "links", True)):
         with pytest.raises(ArchiveError, match="not empty"):
             stage(full, tree, link=link)
+
+
+@pytest.mark.parametrize("after", [0, 7])
+def test_a_second_process_that_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """What it has not done, or has but could not say, is done by the first."""
+    wanted = [Member(f"d{n % 12}/f{n}", data=b"%d" % n) for n in range(60)]
+    source = archive(tmp_path / "many.tar", *wanted)
+    stage(source, tmp_path / "plain")
+    monkeypatch.setattr(unpacked, "_MANY", 1)
+    link, count, first = os.link, 0, os.getpid()
+
+    def dying(*arguments: object, **options: object) -> None:
+        nonlocal count
+        count += os.getpid() != first
+        if count > after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        link(*arguments, **options)  # type: ignore[arg-type]
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "link", dying)
+    linked(source, tmp_path / "links")
+    assert len(os.listdir("/proc/self/fd")) == before
+    same(tmp_path / "links", tmp_path / "plain")
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_second_process_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that has as many links as it can: then all is copied, as without it."""
+    wanted = [Member(f"d{n % 12}/f{n}", data=b"%d" % n) for n in range(60)]
+    source = archive(tmp_path / "many.tar", *wanted)
+    monkeypatch.setattr(unpacked, "_MANY", 1)
+    linked(source, tmp_path / "first")
+    link, first = os.link, os.getpid()
+
+    def full(*arguments: object, **options: object) -> None:
+        if os.getpid() != first:
+            raise OSError(errno.EMLINK, "too many links")
+        link(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "link", full)
+    (warning,) = stage(source, tmp_path / "links", link=True).warnings
+    assert "copied, not linked" in warning and "as many links" in warning
+    same(tmp_path / "links", tmp_path / "first")
 
 
 def test_warnings_are_said_each_time(tmp_path: Path) -> None:
@@ -240,6 +296,7 @@ def test_a_cleared_cache_harms_no_tree(tmp_path: Path, own_cache: Path) -> None:
     same(tmp_path / "two", tmp_path / "plain")
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_damaged_entry_is_copied_once_and_made_anew(tmp_path: Path, own_cache: Path) -> None:
     source = write_every_type(tmp_path / "every.tar")
     stage(source, tmp_path / "plain")
@@ -247,7 +304,8 @@ def test_a_damaged_entry_is_copied_once_and_made_anew(tmp_path: Path, own_cache:
     victim = next(own_cache.glob("*/tree/u-newline*"))
     victim.unlink()
     report = stage(source, tmp_path / "two", link=True)
-    assert report.warnings == ("copied, not linked: the cache lacks .",)
+    (warning,) = report.warnings
+    assert warning.startswith("copied, not linked: the cache lacks ")
     same(tmp_path / "two", tmp_path / "plain")
     linked(source, tmp_path / "three")
     same(tmp_path / "three", tmp_path / "plain")

@@ -23,6 +23,7 @@ from guestctl.errors import ArchiveError
 __all__ = ["decompressed"]
 
 _XZ_MEMORY = 80 << 20  # bytes; what `xz -9` makes asks for 65 MiB
+_ZSTD_MEMORY = 32 << 20  # bytes; twice that is taken; `zstd --ultra -20` asks for as much
 _AHEAD = 8  # chunks a decompressor may be ahead
 
 
@@ -70,11 +71,37 @@ def _by_libarchive(*kinds: str) -> Callable[[Read, str], Iterator[bytes]]:
     return expand
 
 
+def _zstd(read: Read, name: str) -> Iterator[bytes]:
+    head = read(CHUNK)
+    if (window := _zstd_window(head)) > _ZSTD_MEMORY:
+        raise ArchiveError(
+            f"{name}: its window of {window >> 20} MiB takes too much memory to unpack",
+            hint="if you trust it: zstd -dc --long=31 ARCHIVE | guestctl virtfs stage - TREE",
+        )
+    rest = [head]
+    return _by_libarchive("zstd")(lambda n: rest.pop() if rest else read(n), name)
+
+
+def _zstd_window(head: bytes) -> int:
+    """How far back a zstd frame may look, in bytes (RFC 8878, 3.1.1.1); 0 if it is cut short."""
+    flags, field = head[4:5], head[5:6]
+    if not field:
+        return 0
+    if not flags[0] & 0x20:
+        base = 1 << (10 + (field[0] >> 3))
+        return base + (base >> 3) * (field[0] & 7)
+    # A single segment: all of the content, whose size follows the dictionary's number.
+    begin = 5 + (0, 1, 2, 4)[flags[0] & 3]
+    kind = flags[0] >> 6
+    size = int.from_bytes(head[begin : begin + (1 << kind)], "little")
+    return size + 256 if kind == 1 else size
+
+
 _MAGIC: tuple[tuple[bytes, Callable[[Read, str], Iterator[bytes]]], ...] = (
     (b"\x1f\x8b", _gunzip),
     (b"\xfd7zXZ\0", lambda read, name: _expand(read, name, _xz, "xz")),
     (b"BZh", lambda read, name: _expand(read, name, bz2.BZ2Decompressor, "bzip2")),
-    (b"\x28\xb5\x2f\xfd", _by_libarchive("zstd")),
+    (b"\x28\xb5\x2f\xfd", _zstd),
     (b"\x04\x22\x4d\x18", _by_libarchive("lz4")),
     (b"\x02\x21\x4c\x18", _by_libarchive("lz4")),  # lz4 as it was before frames
     (b"LZIP", _by_libarchive("lzip")),

@@ -32,12 +32,6 @@ _WRITE = ctypes.CFUNCTYPE(
 )
 
 
-def _hint(why: str) -> str:
-    if "too much memory" in why:
-        return "if you trust it: zstd -dc --long=31 ARCHIVE | guestctl virtfs stage - TREE"
-    return ""
-
-
 def _library() -> Any:
     try:
         import libarchive.ffi
@@ -145,7 +139,7 @@ class _In:
             raise self.failure
         if status < _WARN or (status < 0 and status != _WARN):
             if why := self.lib.why(self.handle):
-                raise ArchiveError(f"{self.name}: {why}", hint=_hint(why))
+                raise ArchiveError(f"{self.name}: {why}")
             # It has nothing to say of an end that comes too early.
             where = f" after {self.at}" if self.at else ""
             raise ArchiveError(

@@ -53,6 +53,8 @@ _TRIES = 3
 _SETTLED = 2 * 10**9
 # A tree's state lists what it links to: in an extended attribute there is room for less.
 _LINKS_MAX = {MAPPED_FILE: 100_000, MAPPED_XATTR: 350}
+_MANY = 2000  # entries from which on a second process helps to link
+_DEPTH = 256  # folders that each of both holds open
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 # Unpacks the source through a writer; returns entries, bytes, and the reader's warnings.
@@ -110,12 +112,15 @@ class Artifact:
         writer.begin(shape.began, fresh=fresh)
         try:
             with open_tree(self._folder / "tree") as source:
+                many = shape.entries >= _MANY and shape.depth <= _DEPTH and writer.gather()
                 for row in shape.folders:
                     folder = FolderShape.of_row(row)
                     writer.folder(folder, source)
                     done += 1 + len(folder.leaves)
                     if progress is not None:
                         progress(done, 0)
+                if many:
+                    writer.link_gathered(source)
         except Unlinkable as error:
             if error.damaged:
                 (self._folder / "shape.json").unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from guestctl.tree.folders import Folder
 from guestctl.tree.metadata import Pairs
 from guestctl.tree.reader import TreeReader
 from guestctl.tree.state import OPEN_DIR
+from guestctl.tree.twofold import Job, link_twofold
 from guestctl.tree.writer import TreeWriter
 from guestctl.vmeta import META_DIR, ROOT_FILE
 
@@ -137,6 +138,26 @@ class LinkedWriter(TreeWriter):
 
     # The metadata in the cache of the folder that is being made, and the tree there.
     _lent: tuple[bytes, int] | None = None
+    # The leaves that wait for `link_gathered`; None: they are linked with their folder.
+    _gathered: list[Job] | None = None
+
+    def gather(self) -> bool:
+        """Whether links to leaves will now wait, to be made in two processes.
+
+        Not where folders may be one and the same by a link: the order of entries counts there.
+        """
+        if not self._follow:
+            self._gathered = []
+        return not self._follow
+
+    def link_gathered(self, source: int) -> None:
+        """:raise Unlinkable: as for `folder`."""
+        jobs, self._gathered = self._gathered or [], None
+        with _unlinkable("a file of it"):
+            left = link_twofold(source, self._root.fd, jobs, file_model=self._file_model)
+            for old, new, names in left:
+                here = self._dir(new, Entry(new, 0), create=False)
+                self._leaves(FolderShape(Entry(old, 0), True, names), source, here)
 
     def _text(self, meta: int, name: bytes, text: bytes, aside: Pairs, entry: Entry) -> None:
         """Links to a folder's metadata, which saves an inode, where there is one to link to."""
@@ -144,9 +165,11 @@ class LinkedWriter(TreeWriter):
             super()._text(meta, name, text, aside, entry)
             return
         path, source = self._lent
-        with contextlib.suppress(FileNotFoundError):
+        try:
+            os.link(path, name, src_dir_fd=source, dst_dir_fd=meta, follow_symlinks=False)
+        except FileExistsError:
             os.unlink(name, dir_fd=meta)
-        os.link(path, name, src_dir_fd=source, dst_dir_fd=meta, follow_symlinks=False)
+            os.link(path, name, src_dir_fd=source, dst_dir_fd=meta, follow_symlinks=False)
 
     def folder(self, shape: FolderShape, source: int) -> None:
         """Makes the folder of `shape`, and links to its leaves in the tree at `source`.
@@ -154,13 +177,8 @@ class LinkedWriter(TreeWriter):
         :raise Unlinkable: something of it is not in the cache, or has too many links.
         """
         try:
-            self._folder(shape, source)
-        except FileNotFoundError as error:
-            raise Unlinkable(f"the cache lacks {shape.entry.shown}", damaged=True) from error
-        except OSError as error:
-            if error.errno != errno.EMLINK:
-                raise
-            raise Unlinkable("a file of it has as many links as it can have") from error
+            with _unlinkable(shape.entry.shown):
+                self._folder(shape, source)
         finally:
             self._lent = None
 
@@ -174,6 +192,14 @@ class LinkedWriter(TreeWriter):
         here = self._dir(self._full(entry.path), entry)
         if not shape.leaves:
             return
+        if self._gathered is None:
+            self._leaves(shape, source, here)
+            return
+        if self._file_model:
+            self._meta(here)
+        self._gathered.append((entry.path, here.path, shape.leaves))
+
+    def _leaves(self, shape: FolderShape, source: int, here: Folder) -> None:
         meta = self._meta(here) if self._file_model else -1
         for number, fd in enumerate(_opened(source, shape, self._file_model)):
             self._link_all(shape, fd, here, meta if number else here.fd)
@@ -196,6 +222,18 @@ class LinkedWriter(TreeWriter):
         else:
             os.unlink(name, dir_fd=target)
         os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def _unlinkable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Unlinkable(f"the cache lacks {what}", damaged=True) from error
+    except OSError as error:
+        if error.errno != errno.EMLINK:
+            raise
+        raise Unlinkable("a file of it has as many links as it can have") from error
 
 
 def why_not_linked(path: bytes, root: int) -> str:
