@@ -51,6 +51,7 @@ struct agent {
 
 	/* the guest */
 	bool prepared, stopping;
+	bool seeded;			/* what is drawn by chance is this guest's alone */
 	uint32_t stop_request;
 	int64_t stop_deadline;
 	int guest_root, guest_proc;	/* O_PATH: the overlay, and the first /proc */

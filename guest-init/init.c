@@ -1,7 +1,7 @@
 /*
  * Process 1 of the guest: mounts what the agent needs, starts it, reaps orphans, and ends the
- * machine when the agent has ended. It does nothing that PREPARE can do, so a guest can be
- * saved when the agent waits: neither a share nor the scratch disk has been touched.
+ * machine when the agent has ended. It does nothing that PREPARE can do, so that a guest is
+ * ready for that as soon as can be.
  *
  * The machine is ended by a reboot: some boards cannot power off, and QEMU runs with
  * -no-reboot. A kernel panic looks the same from outside, so a clean stop says so first.

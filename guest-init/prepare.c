@@ -1,6 +1,6 @@
 /*
- * PREPARE: everything that a guest needs to be usable and that must not happen before a
- * saved guest has been restored: the clock, secrets, the scratch disk and all that lies on it.
+ * PREPARE: everything that a guest needs to be usable: the scratch disk and all that lies on it.
+ * RENEW: what must not be common to guests that come out of a saved one: clock, secrets, name.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -205,7 +205,7 @@ static int start_swap(const struct fields *f)
 	return pid < 0 ? errno : 0;
 }
 
-int prepare(struct agent *a, const struct fields *f, const char **what)
+int renew(const struct fields *f, const char **what)
 {
 	int error;
 
@@ -216,7 +216,14 @@ int prepare(struct agent *a, const struct fields *f, const char **what)
 	if ((error = seed_random(f)))
 		return error;
 	*what = "host name";
-	if ((error = set_hostname(f)))
+	return set_hostname(f);
+}
+
+int prepare(struct agent *a, const struct fields *f, const char **what)
+{
+	int error = renew(f, what);
+
+	if (error)
 		return error;
 	*what = "loopback";
 	if ((error = bring_up_loopback()))

@@ -15,7 +15,7 @@
 #include "job.h"
 #include "system.h"
 
-enum op { PREPARE = 1, MOUNT, UNMOUNT, SYNC, CLOCK, POWEROFF, STATUS, OPS };
+enum op { PREPARE = 1, MOUNT, UNMOUNT, SYNC, CLOCK, POWEROFF, STATUS, RENEW, OPS };
 
 enum {
 	RECORD = 5,			/* header of a record */
@@ -33,6 +33,7 @@ static const struct {
 		    BIT(R_TAG) | BIT(R_TARGET) },
 	[UNMOUNT] = { BIT(R_TARGET), BIT(R_TARGET) },
 	[CLOCK] = { BIT(R_CLOCK), BIT(R_CLOCK) },
+	[RENEW] = { BIT(R_CLOCK) | BIT(R_SEED) | BIT(R_HOSTNAME), BIT(R_SEED) },
 };
 
 struct waiting {
@@ -150,7 +151,18 @@ static void do_prepare(struct agent *a, uint32_t id, const struct fields *f)
 		tried = true;
 		error = a->plain ? 0 : prepare(a, f, &what);
 		a->prepared = error == 0;
+		a->seeded = a->prepared && f->value[R_SEED];
 	}
+	reply(a, id, error, error ? what : NULL);
+}
+
+/* A guest that was prepared before it was saved becomes somebody. */
+static void do_renew(struct agent *a, uint32_t id, const struct fields *f)
+{
+	const char *what = NULL;
+	int error = a->plain ? 0 : renew(f, &what);
+
+	a->seeded |= error == 0;
 	reply(a, id, error, error ? what : NULL);
 }
 
@@ -185,7 +197,7 @@ static void perform(struct agent *a, uint32_t id, const uint8_t *payload, size_t
 		reply(a, id, ESHUTDOWN, "stopping");
 		return;
 	}
-	if ((op == MOUNT || op == UNMOUNT) && !a->prepared) {
+	if ((op == MOUNT || op == UNMOUNT || op == RENEW) && !a->prepared) {
 		reply(a, id, EAGAIN, "not prepared");
 		return;
 	}
@@ -209,6 +221,9 @@ static void perform(struct agent *a, uint32_t id, const uint8_t *payload, size_t
 		break;
 	case CLOCK:
 		reply(a, id, set_clock(&f), NULL);
+		break;
+	case RENEW:
+		do_renew(a, id, &f);
 		break;
 	case STATUS:
 		do_status(a, id);

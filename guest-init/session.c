@@ -145,7 +145,7 @@ static void welcome(struct agent *a, const uint8_t *nonce)
 	p = put16(p, 0);
 	p = record(p, R_AGENT, AGENT_NAME, strlen(AGENT_NAME));
 	/* The kernel makes it up when it is first read: not before the random pool is seeded. */
-	length = a->prepared || a->plain ? read_boot_id(boot_id) : 0;
+	length = a->seeded || a->plain ? read_boot_id(boot_id) : 0;
 	if (length)
 		p = record(p, R_BOOT_ID, boot_id, length);
 	if (uname(&name) == 0)

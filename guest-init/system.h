@@ -26,6 +26,7 @@ bool request_stop(struct agent *a);
 
 /* prepare.c: each returns 0 or an errno, with *what in the way */
 int prepare(struct agent *a, const struct fields *f, const char **what);
+int renew(const struct fields *f, const char **what);
 int set_clock(const struct fields *f);
 
 /* terminal.c: a new terminal's two ends. 0 or an errno. */

@@ -23,8 +23,10 @@ class Origin:
     template: str = ""
     cold: str = ""
     ident: str = ""
+    pace: float = 1.0
     memory: int = -1
     state: int = -1
+    scratch: int = -1
 
     def given(self, spec: GuestSpec) -> GuestSpec:
         """The spec of a guest that starts from here."""
@@ -49,7 +51,15 @@ def origin_of(
             if memory < 0:
                 memory = saved.memory()
             stack.callback(os.close, memory)
-            found = Origin(str(template.folder), "", saved.ident, memory, saved.state)
+            found = Origin(
+                str(template.folder),
+                "",
+                saved.ident,
+                saved.pace,
+                memory,
+                saved.state,
+                saved.scratch,
+            )
         except NoTemplate as error:
             found = Origin(cold=str(error))
         yield found

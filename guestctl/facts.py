@@ -11,7 +11,7 @@ from guestctl.jobs import JobBook, read_jobs
 from guestctl.journal import record
 from guestctl.rundir import GuestDir, connected_socket, flocked, write_json
 
-__all__ = ["guest_facts", "live_jobs", "orphans", "state_of"]
+__all__ = ["guest_facts", "is_lost", "live_jobs", "orphans", "state_of"]
 
 _PROBE_TIMEOUT = 5.0
 
@@ -33,6 +33,7 @@ def guest_facts(folder: GuestDir) -> dict[str, Any]:
     return {
         "name": folder.name,
         "state": name,
+        "fresh": name == "ready" and not folder.used.exists(),
         "qemu_pid": state.get("qemu_pid"),
         "lease": lease,
         "job": jobs[-1]["name"] if jobs else None,
@@ -61,6 +62,11 @@ def state_of(folder: GuestDir) -> str:
     if name in ("ready", "booting") and not (supervisor and supervisor.alive()):
         return "lost"
     return name
+
+
+def is_lost(folder: GuestDir) -> bool:
+    """Whether the guest has ended, by itself or with its supervisor."""
+    return state_of(folder) in ("lost", "stopped")
 
 
 def orphans(folder: GuestDir) -> list[dict[str, Any]]:

@@ -71,6 +71,8 @@ class Guest:
         self._meter = Meter(agent, self._book)
         self._mounting = Mounting(folder, self.work, self.base, self._request)
         self.offload: Offload | None = None
+        # What the pool counts its leases by, see guestctl.leasing.
+        self.seat: int | None = None
 
     @classmethod
     def connect(
@@ -159,6 +161,9 @@ class Guest:
             os.ftruncate(self._lease, 0)
             os.close(self._lease)
             self._lease = None
+            if self.seat is not None:
+                os.close(self.seat)
+                self.seat = None
 
     def _begin_offload(self) -> None:
         spec = self._folder.spec()
@@ -167,7 +172,7 @@ class Guest:
         # Only now: it brings much with it.
         from guestctl.offload import Offload
 
-        self.offload = Offload.for_guest(self._agent, spec)
+        self.offload = Offload(self._agent, spec)
         self.jobs = self.offload.jobs(spec["memory"])
 
     # --- commands ---------------------------------------------------------------------------

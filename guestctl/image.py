@@ -10,12 +10,12 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from guestctl import resources
+from guestctl.catalog import Image, find, image_in, load, made
 from guestctl.errors import ImageError
 from guestctl.imaging import hosttools, squashfs
 from guestctl.imaging.assembly import Assembly
@@ -39,25 +39,6 @@ __all__ = [
 ]
 
 _KEPT_IDS = 12
-
-
-@dataclass(frozen=True)
-class Image:
-    """What a guest boots. `root` is a squashfs; `manifest` says what all of it was made from."""
-
-    arch: str
-    id: str
-    directory: Path
-    kernel: Path
-    initramfs: Path
-    root: Path
-    dtb: Path | None
-    manifest: Path
-
-    def facts(self) -> dict[str, Any]:
-        """The manifest's content."""
-        facts: dict[str, Any] = json.loads(self.manifest.read_text())
-        return facts
 
 
 def recipe(arch: str) -> Recipe:
@@ -101,44 +82,6 @@ def build(
         parts, facts = assembly.make(_lock_of(arch), locked=locked)
         facts = {"arch": arch, "sources": sources_digest(arch), **facts}
         return _place(cache_dir, arch, parts, facts)
-
-
-def load(arch: str, *, cache_dir: Path) -> Image:
-    """Returns the image of `arch` made from today's recipe, lock and guest-init.
-
-    Raises ImageError when there is none, UsageError for an unknown architecture.
-    """
-    target(arch)
-    images = made(arch, cache_dir=cache_dir)
-    wanted = sources_digest(arch)
-    for image in images:
-        if image.facts().get("sources") == wanted:
-            return image
-    if images:
-        message = f"the image of {arch} is older than its recipe, its lock or guest-init"
-    else:
-        message = f"there is no image of {arch} yet"
-    raise ImageError(message, hint=f"guestctl image build {arch}")
-
-
-def find(arch: str, id_: str, *, cache_dir: Path) -> Image:
-    """Returns a certain image of `arch`; raises ImageError where it is not in the cache."""
-    target(arch)
-    for image in made(arch, cache_dir=cache_dir):
-        if image.id == id_:
-            return image
-    raise ImageError(
-        f"the image {id_} of {arch} is not here",
-        hint="guestctl image export, where it is, makes a file that guestctl image import takes",
-    )
-
-
-def made(arch: str | None = None, *, cache_dir: Path) -> list[Image]:
-    """Returns the images in the cache, the newest first; those of `arch` only, if given."""
-    found = []
-    for manifest in (cache_dir / "images").glob(f"{arch or '*'}-*/manifest.json"):
-        found.append((manifest.stat().st_mtime_ns, _image(manifest.parent)))
-    return [image for _, image in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
 def lock(
@@ -220,13 +163,4 @@ def _place(cache_dir: Path, arch: str, parts: dict[str, Path], facts: dict[str, 
         sync_tree(draft)
         draft.replace(place)
     os.utime(place / "manifest.json")
-    return _image(place)
-
-
-def _image(folder: Path) -> Image:
-    arch, _, key = folder.name.rpartition("-")
-    dtb = folder / "dtb"
-    return Image(
-        arch, key, folder, folder / "kernel", folder / "initramfs", folder / "root",
-        dtb if dtb.exists() else None, folder / "manifest.json",
-    )  # fmt: skip
+    return image_in(place)

@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +19,10 @@ from guestctl.agent import Agent
 from guestctl.board import Forwarder, read_key, split_address
 from guestctl.device import DEVICE, Device, DeviceAddress
 from guestctl.errors import GuestctlError, RequestFailed
+from guestctl.handover import Handover, tell_starter
 from guestctl.journal import record
 from guestctl.processes import ProcessId
-from guestctl.rundir import GuestDir, connected_socket, tell_starter
+from guestctl.rundir import GuestDir, connected_socket
 from guestctl.spec import GuestSpec
 from guestctl.wire import Op
 
@@ -90,36 +90,31 @@ class _End:
         self.why = why
         os.write(self._write, b"x")
 
-    def wait(self, leash: list[int]) -> None:
-        select.select([self._read, *leash], [], [])
+    def wait(self, owner: ProcessId | None) -> None:
+        select.select([self._read, owner.handle()] if owner else [self._read], [], [])
 
 
-def main(argv: list[str]) -> None:
-    """The process's entry."""
-    path, _origin, *numbers = argv
-    agent, monitor, notify, leash, _memory, _state = map(int, numbers)
-    folder = GuestDir(Path(path))
+def main(text: str) -> None:
+    """The process's entry; `text` is a Handover."""
+    given = Handover.load(text)
+    folder = GuestDir(Path(given.folder))
     spec = GuestSpec(**folder.spec())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # A board has none; a socket that nobody serves would keep whoever asks it waiting.
-    os.close(monitor)
+    os.close(given.monitor)
     folder.monitor.unlink(missing_ok=True)
     _record(folder, spec, "booting")
     end = _End()
     try:
-        way = _joined(spec, socket.socket(fileno=agent), end.come)
+        way = _joined(spec, socket.socket(fileno=given.agent), end.come)
         _greet(folder, way)
     except (GuestctlError, OSError) as error:
         _record(folder, spec, "lost", str(error))
-        tell_starter(notify, {"error": str(error)})
+        tell_starter(given.notify, {"error": str(error)})
         return
     _record(folder, spec, "ready")
-    tell_starter(notify, {"ready": True})
-    end.wait([] if leash < 0 else [leash])
+    tell_starter(given.notify, {"ready": True})
+    end.wait(ProcessId(given.owner_pid, given.owner_start) if given.owner_pid else None)
     way.close()
     folder.agent.unlink(missing_ok=True)
     _record(folder, spec, "lost" if end.why else "stopped", end.why or "it was stopped")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -6,8 +6,6 @@ import json
 import os
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,49 +13,64 @@ from pathlib import Path
 
 from guestctl.cloning import Origin
 from guestctl.errors import GuestLost, PoolError, ShareError
+from guestctl.handover import Handover
 from guestctl.patience import MOST
 from guestctl.processes import ProcessId
-from guestctl.rundir import GuestDir, bound_socket, flocked, private, remove_lock
-from guestctl.share import share_lock
+from guestctl.rundir import GuestDir, PoolDir, bound_socket, flocked, private
+from guestctl.separate import can_fork, reap, run_anew, run_forked
+from guestctl.share import remove_lock, share_lock
 from guestctl.spec import GuestSpec
 from guestctl.tree.state import tree_state
 
-__all__ = ["any_alive", "await_ready", "end_guests", "forget_share", "start_guest"]
+__all__ = ["await_ready", "end_guests", "forget_share", "pool_alive", "start_guest"]
 
 _STOP_TIMEOUT = 12.0
 _REPORT_GRACE = 10.0
 
 
 def start_guest(
-    folder: GuestDir, spec: GuestSpec, runtime: Path, leash: int | None, origin: Origin
+    folder: GuestDir,
+    spec: GuestSpec,
+    runtime: Path,
+    origin: Origin,
+    *,
+    owner: ProcessId | None = None,
+    forks: bool = False,
 ) -> dict[int, GuestDir]:
     """Starts one supervisor; returns the descriptor on which it will report, and its folder.
 
-    `leash` is the reading end of a pipe: when its other end is closed, the guest ends.
+    When the `owner` ends, the guest does. With `forks` the supervisor is a fork of this process
+    where that can be, see guestctl.separate.
     """
     folder.path.mkdir(mode=0o700, exist_ok=True)
     folder.write_spec(asdict(origin.given(spec)))
     in_use = _lock_share(Path(spec.work), runtime)
-    agent, monitor = bound_socket(folder.agent), bound_socket(folder.monitor)
     report, notify = os.pipe2(os.O_CLOEXEC)
-    handles = [agent.fileno(), monitor.fileno(), notify, -1 if leash is None else leash]
-    handles += [origin.memory, origin.state]
-    module = "guestctl.keeper" if spec.member else "guestctl.supervisor"
-    # A session of its own: the terminal's Ctrl-C is not for it. -P: the caller's folder holds
-    # no modules of ours.
     try:
-        log_path = folder.path / "supervisor.log"
-        with open(log_path, "wb", opener=private) as log, agent, monitor:
-            argv = [sys.executable, "-P", "-m", module]
-            subprocess.Popen(
-                [*argv, str(folder.path), origin.ident, *(str(handle) for handle in handles)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[*(handle for handle in handles if handle >= 0), in_use],
-                start_new_session=True,
-                cwd="/",
+        with (
+            bound_socket(folder.agent) as agent,
+            bound_socket(folder.monitor) as monitor,
+            open(folder.path / "supervisor.log", "wb", opener=private) as log,
+        ):
+            given = Handover(
+                folder=str(folder.path),
+                agent=agent.fileno(),
+                monitor=monitor.fileno(),
+                notify=notify,
+                share=in_use,
+                ident=origin.ident,
+                pace=origin.pace,
+                memory=origin.memory,
+                state=origin.state,
+                scratch=origin.scratch,
+                owner_pid=owner.pid if owner else 0,
+                owner_start=owner.start if owner else 0,
             )
+            begin = run_forked if forks and can_fork() and not spec.member else run_anew
+            begin("guestctl.keeper" if spec.member else "guestctl.supervisor", given, log.fileno())
+    except BaseException:
+        os.close(report)
+        raise
     finally:
         os.close(notify)
         os.close(in_use)
@@ -157,8 +170,14 @@ def end_guests(folders: list[GuestDir]) -> None:
             supervisor.send(signal.SIGTERM)
     for folder in folders:
         _end(folder)
+    reap()
 
 
-def any_alive(folders: list[GuestDir]) -> bool:
-    """Whether a process of any of the guests still runs."""
-    return any(known and known.alive() for folder in folders for known in _processes(folder))
+def pool_alive(pool: PoolDir) -> bool:
+    """Whether anything of the pool runs, or somebody is bringing it up."""
+    folders = pool.guests()
+    if any(known and known.alive() for folder in folders for known in _processes(folder)):
+        return True
+    spec = pool.spec()
+    creator = ProcessId(spec.get("creator_pid", 0), spec.get("creator_start", 0))
+    return not folders and creator.alive()

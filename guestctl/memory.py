@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["is_sealed", "sealed_copy", "write_memory"]
+__all__ = ["is_sealed", "sealed_copy", "write_sparse"]
 
 _GRAIN = 4096
 _CHUNK = 1 << 20
@@ -27,8 +27,8 @@ def is_sealed(memory: int) -> bool:
         return False  # no file that knows of seals
 
 
-def write_memory(memory: int, path: Path) -> None:
-    """Writes what is not zero to a new file of the same size, which nobody may write to."""
+def write_sparse(memory: int, path: Path) -> None:
+    """Writes what is not zero of a file to a new one of its size, which nobody may write to."""
     zero = bytes(_GRAIN)
     with open(path, "xb", buffering=0) as file:
         file.truncate(os.fstat(memory).st_size)

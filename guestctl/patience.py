@@ -11,10 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 
-__all__ = ["Patience", "never_starved"]
+__all__ = ["Patience", "never_starved", "pace_of"]
 
 # However starved the guest was, a wait is at most so many times as long: every wait has an end.
 MOST = 10.0
+# What a guest may be slower than usual before its time-outs follow, and how far they do.
+_PACE_NOISE = 1.5
+_PACE_MOST = 20.0
 # How old a sample may be when output sets the time-out back.
 _RESAMPLE = 1.0
 
@@ -22,6 +25,16 @@ _RESAMPLE = 1.0
 def never_starved() -> float:
     """For waits that have no guest to ask."""
     return 0.0
+
+
+def pace_of(seconds: float, usual: float) -> float:
+    """How many times slower than usual a guest is that took `seconds` for what usually takes
+    `usual`, where that is known; little things do not count.
+
+    In processor time, so that a busy host does not count twice: that is `starved`'s part.
+    """
+    slower = seconds / usual if usual else 1.0
+    return 1.0 if slower < _PACE_NOISE else round(min(slower, _PACE_MOST), 2)
 
 
 class Patience:

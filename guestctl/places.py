@@ -7,8 +7,6 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from guestctl.errors import HostLacks
 
 __all__ = ["Places", "private_directory"]
@@ -29,6 +27,9 @@ class Places:
     @classmethod
     def of_user(cls) -> Places:
         """Those of the caller; raises HostLacks where another user holds the run directory."""
+        # Supervisors need this module, but not that one.
+        import platformdirs
+
         return cls(
             cache=Path(platformdirs.user_cache_dir(_APP)),
             runtime=_runtime(),

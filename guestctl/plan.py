@@ -6,20 +6,29 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-from guestctl import image
+from guestctl import catalog, resources
 from guestctl.board import read_key, split_address
 from guestctl.device import DEVICE, DeviceAddress
 from guestctl.errors import HostLacks, PoolError, UsageError
-from guestctl.offload import MODES, why_off
 from guestctl.places import Places
 from guestctl.qemu.accel import acceleration, qemu_program
-from guestctl.qemu.confine import probe_confinement
+from guestctl.qemu.confine import known_confinement, namespaces_depend_on
 from guestctl.qemu.machine import CHANNELS
+from guestctl.remembered import remembered, stamp
 from guestctl.share import check_share
-from guestctl.spec import GuestSpec
+from guestctl.spec import OFFLOAD_MODES, GuestSpec
 from guestctl.targets import target
 
-__all__ = ["Plan", "PoolOptions", "ledger_path", "own_shares", "plan_pool"]
+__all__ = [
+    "Plan",
+    "PoolOptions",
+    "available_memory",
+    "base_of",
+    "ledger_path",
+    "need_of",
+    "own_shares",
+    "plan_pool",
+]
 
 _OVERHEAD = 64  # MiB of host memory that a QEMU takes beside its guest's
 # QEMU's own, and what the guest holds open in its share.
@@ -57,6 +66,8 @@ class PoolOptions:
     key: str = ""
     # The id of the image; without one it is today's.
     image: str = ""
+    # How many guests that nobody has used are kept for fresh leases; None: see guestctl.spares.
+    spares: int | None = None
     # Exactly this folder is the share of the only guest.
     single: bool = False
 
@@ -75,9 +86,19 @@ def ledger_path(places: Places, name: str) -> Path:
     return places.cache / "ledgers" / f"{name}.jsonl"
 
 
-def own_shares(places: Places, name: str) -> Path:
+def own_shares(cache: Path, name: str) -> Path:
     """The folder of the shares that pool `name` makes itself."""
-    return places.cache / "shares" / name
+    return cache / "shares" / name
+
+
+def base_of(own: Path, guest: str) -> Path:
+    """The folder that a guest has as its read-only export."""
+    return own / f"{guest}.base"
+
+
+def need_of(memory: int) -> int:
+    """MiB of the host that a guest with so many may come to take."""
+    return memory + _OVERHEAD
 
 
 def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
@@ -86,22 +107,22 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
     Raises UsageError, HostLacks, ImageError, ShareError and PoolError.
     """
     if options.channel.startswith(DEVICE):
-        return _pool_of_a_device(options, own_shares(places, name))
+        return _pool_of_a_device(options, own_shares(places.cache, name))
     row = target(options.arch)
     memory = row.memory if options.memory is None else options.memory
     _check(options, memory, row.memory_max)
     qemu_program(row)
     if options.image:
-        made = image.find(options.arch, options.image, cache_dir=places.cache)
+        made = catalog.find(options.arch, options.image, cache_dir=places.cache)
     else:
-        made = image.load(options.arch, cache_dir=places.cache)
+        made = catalog.load(options.arch, cache_dir=places.cache)
     best = acceleration(row, places.cache, made.kernel, made.initramfs)
-    confinement = probe_confinement()
-    own = own_shares(places, name)
+    confinement = known_confinement(places.cache)
+    own = own_shares(places.cache, name)
     no_offload = _why_no_offload(options, best.name, places)
     guests = []
     for number, work in enumerate(_work_trees(options, own)):
-        base = own / f"g{number}.base"
+        base = base_of(own, f"g{number}")
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
         guests.append(
             GuestSpec(
@@ -209,10 +230,30 @@ def _why_no_offload(options: PoolOptions, accelerator: str, places: Places) -> s
     """
     if options.offload == "auto" and accelerator != "tcg":
         return "the guests run at the host's speed"
-    reason = why_off(options.offload, options.arch, places.cache)
+    reason = _why_off(options.offload, options.arch, places.cache)
     if reason and options.offload == "distcc":
         raise HostLacks(f"nothing can be offloaded: {reason}")
     return reason
+
+
+def _why_off(mode: str, arch: str, cache: Path) -> str:
+    """As guestctl.offload says it, which takes time; that nothing is in the way is remembered."""
+    if mode == "off":
+        return "not asked for"
+
+    def find() -> str:
+        from guestctl.offload import why_off
+
+        return why_off(mode, arch, cache)
+
+    toolchains = sorted(path.name for path in (cache / "steps").glob(f"toolchain-{arch}-*"))
+    depends = [toolchains, stamp(resources.host_view()), namespaces_depend_on()]
+    # Without a toolchain nobody has asked for more than that.
+    return str(
+        remembered(
+            cache, f"offload for {arch}", depends, find, keep=lambda why: not (why and toolchains)
+        )
+    )
 
 
 def _work_trees(options: PoolOptions, own: Path) -> list[Path]:
@@ -233,6 +274,8 @@ def _work_trees(options: PoolOptions, own: Path) -> list[Path]:
 
 def _check(options: PoolOptions, memory: int, most: int) -> None:
     """Raises UsageError or PoolError for what cannot work."""
+    if options.spares is not None and options.spares < 0:
+        raise UsageError(f"a pool has 0 spares or more, not {options.spares}")
     if options.size < 1:
         raise UsageError(f"a pool has at least one guest, not {options.size}", hint="-n 1, or more")
     for what, given, known in (
@@ -241,9 +284,10 @@ def _check(options: PoolOptions, memory: int, most: int) -> None:
     ):
         if given not in known:
             raise UsageError(f"unknown {what} {given!r}", hint=f"known are {', '.join(known)}")
-    if options.offload not in MODES:
+    if options.offload not in OFFLOAD_MODES:
         raise UsageError(
-            f"unknown way to offload {options.offload!r}", hint=f"known are {', '.join(MODES)}"
+            f"unknown way to offload {options.offload!r}",
+            hint=f"known are {', '.join(OFFLOAD_MODES)}",
         )
     if not 64 <= memory <= most:
         raise UsageError(f"a guest of {options.arch} takes 64 to {most} MiB, not {memory}")
@@ -257,16 +301,16 @@ def _check(options: PoolOptions, memory: int, most: int) -> None:
         raise UsageError(
             f"a guest's scratch disk has at least {_SCRATCH_LEAST} MiB, not {options.scratch}"
         )
-    needed = options.size * (memory + _OVERHEAD)
-    there = _available_memory()
+    needed = (options.size + (options.spares or 0)) * need_of(memory)
+    there = available_memory()
     if needed > there:
         raise PoolError(
             f"{options.size} guests need {needed} MiB of memory, and {there} MiB are available",
-            hint=f"at most {max(0, there // (memory + _OVERHEAD))} fit",
+            hint=f"at most {max(0, there // need_of(memory))} fit",
         )
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """MiB that processes may still take."""
     with open("/proc/meminfo", encoding="ascii") as file:
         lines = dict(line.split(":", 1) for line in file)

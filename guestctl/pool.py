@@ -9,34 +9,29 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from guestctl.cloning import Origin, origin_of
-from guestctl.errors import AgentBroke, GuestHung, GuestLost, PoolError
-from guestctl.facts import guest_facts, live_jobs, orphans, state_of
-from guestctl.guest import Guest
-from guestctl.jobs import parse_job_name
-from guestctl.journal import record
-from guestctl.launch import any_alive, await_ready, end_guests, forget_share, start_guest
+from guestctl.errors import PoolError
+from guestctl.facts import guest_facts
+from guestctl.launch import end_guests, forget_share, pool_alive
+from guestctl.leasing import Leases
 from guestctl.places import Places, private_directory
 from guestctl.plan import PoolOptions, ledger_path, own_shares, plan_pool
 from guestctl.processes import ProcessId
-from guestctl.retrying import in_guests
-from guestctl.rundir import GuestDir, PoolDir, flocked, pool_names
-from guestctl.spec import GuestSpec
+from guestctl.rundir import GuestDir, PoolDir, pool_names
+from guestctl.spares import call_for_spares, no_more_spares, ready_spares, wanted_spares
+from guestctl.stock import Stock
+
+if TYPE_CHECKING:
+    from guestctl.guest import Guest
 
 __all__ = ["DEFAULT_NAME", "Pool", "only_pool"]
 
 DEFAULT_NAME = "default"
 _Made = TypeVar("_Made")
-_LEASE_POLL = 0.01
-# Within so many seconds a guest that can be leased says that it is there.
-_GREETING = 15.0
 
 
 class Pool:
@@ -53,22 +48,23 @@ class Pool:
         name: str | None = None,
         places: Places | None = None,
         progress: Callable[[str], None] | None = None,
+        forks: bool = False,
         **options: Any,
     ) -> None:
         """Brings the pool up and returns when all its guests are ready.
 
-        `options` are the further fields of PoolOptions. Without a name it gets a new one, and
-        lives no longer than this process. Raises
-        UsageError, HostLacks, ImageError, ShareError, PoolError, and GuestLost when a guest does
-        not boot.
+        `options` are the further fields of PoolOptions. `forks`: the supervisors may be forks of
+        this process, which is quicker, but they keep what it holds in memory. Without a name it
+        gets a new one, and lives no longer than this process. Raises UsageError, HostLacks,
+        ImageError, ShareError, PoolError, and GuestLost when a guest does not boot.
         """
         self._places = places or Places.of_user()
         self._options = PoolOptions(arch, size, **options)
         self._dir = PoolDir.named(self._places.runtime, name or f"{arch}-{secrets.token_hex(4)}")
         self._progress = progress or (lambda _text: None)
-        # The reading end is for the supervisors, the writing end ends with this process.
-        self._leash = os.pipe2(os.O_CLOEXEC) if name is None else None
-        self._up()
+        self._forks = forks
+        self._use()
+        self._up(leashed=name is None)
 
     @classmethod
     def attach(cls, name: str = DEFAULT_NAME, *, places: Places | None = None) -> Pool:
@@ -77,14 +73,26 @@ class Pool:
         pool._places = places or Places.of_user()
         pool._dir = PoolDir.named(pool._places.runtime, name)
         pool._progress = lambda _text: None
-        pool._leash = None
+        pool._forks = False
         spec = pool._dir.spec()
         if not spec:
             raise PoolError(
                 f"there is no pool {name!r}", hint="guestctl pool up -n 1 --arch ARCH brings one up"
             )
         pool._options = PoolOptions(**spec["options"])
+        pool._use()
         return pool
+
+    def _use(self) -> None:
+        """What both ways to get a pool have in common."""
+        self._stock = Stock(
+            self._dir,
+            self._options,
+            self._places,
+            progress=self._progress,
+            forks=self._forks,
+        )
+        self._leases = Leases(self._dir, self._options, self._stock)
 
     @property
     def name(self) -> str:
@@ -107,40 +115,27 @@ class Pool:
 
     # --- up ---------------------------------------------------------------------------------
 
-    def _up(self) -> None:
+    def _up(self, leashed: bool) -> None:
         options = self._options
         _sweep(self._places)
         plan = plan_pool(options, self.name, self._places)
         facts = {"options": asdict(options), "image": plan.image, "remarks": plan.remarks}
-        self._claim({**facts, "leashed": self._leash is not None})
+        self._claim({**facts, "leashed": leashed})
         ledger_path(self._places, self.name).unlink(missing_ok=True)
         try:
-            waiting = {}
-            with self._origin(plan.guests[0]) as origin:
-                for spec in plan.guests:
-                    waiting.update(self._start(spec, origin))
-            await_ready(waiting, options.boot_timeout, self._progress)
+            self._stock.start(plan.guests)
+            if options.spares:
+                call_for_spares(self._dir, options)
         except BaseException:
             self.down()
             raise
-
-    def _origin(self, spec: GuestSpec) -> AbstractContextManager[Origin]:
-        """What guests of this pool start from; all of them are alike."""
-        cold = "--cold was given" if self._options.cold else ""
-        return origin_of(spec, self._places.cache, cold=cold, siblings=self._dir.guests())
-
-    def _start(self, spec: GuestSpec, origin: Origin) -> dict[int, GuestDir]:
-        leash = self._leash[0] if self._leash else None
-        folder = self._dir.guest(spec.name)
-        if spec.member:
-            origin = Origin(cold="a board")
-        return start_guest(folder, spec, self._places.runtime, leash, origin)
 
     def _claim(self, spec: dict[str, Any]) -> None:
         """Makes the run directory, all at once, or says who has it."""
         pools = private_directory(self._dir.path.parent)
         aside = PoolDir(pools / f".{self.name}.{os.getpid()}.{secrets.token_hex(4)}")
         aside.create()
+        aside.spares.touch(0o600)
         me = ProcessId.of(os.getpid())
         aside.write_spec(
             {**spec, "name": self.name, "creator_pid": me.pid, "creator_start": me.start}
@@ -148,7 +143,7 @@ class Pool:
         try:
             os.rename(aside.path, self._dir.path)
         except OSError:
-            if self._alive():
+            if pool_alive(self._dir):
                 aside.remove()
                 raise PoolError(
                     f"the pool {self.name!r} is up already",
@@ -158,14 +153,6 @@ class Pool:
             end_guests(self._dir.guests())
             self._dir.remove()
             os.rename(aside.path, self._dir.path)
-
-    def _alive(self) -> bool:
-        """Whether anything of the pool runs, or somebody is bringing it up."""
-        if any_alive(self._dir.guests()):
-            return True
-        spec = self._dir.spec()
-        creator = ProcessId(spec.get("creator_pid", 0), spec.get("creator_start", 0))
-        return not self._dir.guests() and creator.alive()
 
     # --- use --------------------------------------------------------------------------------
 
@@ -179,54 +166,7 @@ class Pool:
         `adopt`. Raises PoolError when none becomes free in time or the pool is taken down, and
         GuestLost when a new guest does not boot.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            if not self._dir.spec() or _ending(self._dir).exists():
-                raise PoolError(f"the pool {self.name!r} is down")
-            if not self._dir.guests() and not self._alive():
-                raise PoolError(
-                    f"the pool {self.name!r} has no guests: whoever was to bring it up has died",
-                    hint=f"guestctl pool up --name {self.name} does it anew",
-                )
-            for folder in self._by_preference(fresh):
-                guest = self._try_lease(folder, fresh, orphan)
-                if guest is not None:
-                    return guest
-            if deadline is not None and time.monotonic() >= deadline:
-                raise PoolError(f"no guest of pool {self.name!r} was free within {timeout:g} s")
-            # flock has no way to wait for the first of several locks.
-            time.sleep(_LEASE_POLL)
-
-    def _by_preference(self, fresh: bool) -> list[GuestDir]:
-        """The guests, those first that can be had at once: lost ones have to boot."""
-        return sorted(
-            self._dir.guests(),
-            key=lambda folder: (_is_lost(folder), fresh and _worn(folder).exists()),
-        )
-
-    def _try_lease(self, folder: GuestDir, fresh: bool, orphan: float) -> Guest | None:
-        """The guest, if its lease is free and nothing of an earlier holder runs in it."""
-        lease = _locked(folder)
-        if lease is None:
-            return None
-        try:
-            lost = _is_lost(folder)
-            if lost or (fresh and _worn(folder).exists()):
-                # Not from under somebody's orphan.
-                if not lost and _busy(folder):
-                    os.close(lease)
-                    return None
-                self._replace(folder, fresh)
-            guest = _connected(folder, lease, orphan)
-            if guest is None:
-                os.close(lease)
-                return None
-            _worn(folder).touch(0o600)
-        except BaseException:
-            os.close(lease)
-            raise
-        record(folder.journal, "lease", guest=folder.name, pid=os.getpid())
-        return guest
+        return self._leases.lease(timeout, fresh=fresh, orphan=orphan)
 
     def call(
         self,
@@ -242,6 +182,8 @@ class Pool:
         a share that was the lost guest's own may be dirty then, see Share.dirt. Nothing else is
         repeated, a failed command least of all. Raises what `lease` and `work` raise.
         """
+        from guestctl.retrying import in_guests
+
         return in_guests(lambda: self.lease(timeout, fresh=fresh), work, retries)
 
     def adopt(self, job: str | None = None, *, orphan: float = 60.0) -> Guest:
@@ -250,65 +192,19 @@ class Pool:
         `Guest.attach` then takes the command over. Raises PoolError when there is no such orphan,
         or another process has its guest.
         """
-        if job is None:
-            folder = self._only_orphaned()
-            number = None
-        else:
-            name, number = parse_job_name(job)
-            folder = self._dir.guest(name)
-        lease = _locked(folder) if folder.path.is_dir() else None
-        if lease is None:
-            raise PoolError(
-                f"guest {folder.name} is not there, or another process has it",
-                hint="guestctl pool status shows who",
-            )
-        try:
-            guest = Guest.connect(folder, lease, orphan=orphan, adopt=True)
-        except BaseException:
-            os.close(lease)
-            raise
-        assert guest is not None
-        if not guest.orphans or (number is not None and number not in guest.orphans):
-            guest.release()
-            raise PoolError(
-                f"there is no orphan {job or ''} in guest {folder.name}",
-                hint="it has ended, or its time was over; guestctl pool events shows which",
-            )
-        return guest
-
-    def _only_orphaned(self) -> GuestDir:
-        found = [folder for folder in self._dir.guests() if orphans(folder)]
-        if len(found) != 1:
-            raise PoolError(
-                f"{len(found)} guests of pool {self.name!r} have orphans",
-                hint="guestctl pool status shows them; name one, as in g0:3",
-            )
-        return found[0]
-
-    def _replace(self, folder: GuestDir, fresh: bool) -> None:
-        """Ends a guest and boots a new one in its place; the caller holds the lease."""
-        spec = GuestSpec(**folder.spec())
-        record(folder.journal, "replace", guest=folder.name)
-        end_guests([folder])
-        for path in (
-            *(_worn(folder), folder.condemned, folder.mounts, folder.jobs),
-            *(folder.agent, folder.monitor),
-        ):
-            path.unlink(missing_ok=True)
-        # The pool's own trees are part of what a fresh guest must not inherit.
-        trees = [spec.base, spec.work] if self._options.share is None else [spec.base]
-        for tree in trees if fresh else ():
-            # A lock is known by its folder, and would stay behind without it.
-            forget_share(Path(tree), self._places.runtime)
-            shutil.rmtree(tree, ignore_errors=True)
-            Path(tree).mkdir(mode=0o700)
-        with self._origin(spec) as origin:
-            waiting = self._start(spec, origin)
-        await_ready(waiting, spec.boot_timeout, self._progress)
+        return self._leases.adopt(job, orphan=orphan)
 
     def status(self) -> list[dict[str, Any]]:
         """The facts of each guest, as `pool status --json` prints them."""
         return [guest_facts(folder) for folder in self._dir.guests()]
+
+    def spares(self) -> dict[str, int]:
+        """How many guests are kept `ready` for fresh leases, and how many are `wanted`.
+
+        All that nobody has used are ready for one. Where nobody has said how many there should be,
+        the first fresh lease makes the first.
+        """
+        return {"wanted": wanted_spares(self._options), "ready": len(ready_spares(self._dir))}
 
     def guest_folder(self, name: str) -> GuestDir:
         """The run directory of one of its guests; raises PoolError."""
@@ -334,7 +230,9 @@ class Pool:
         folders = self._dir.guests()
         if folders:
             # From here on nobody replaces the guests that we end.
-            _ending(self._dir).touch(0o600)
+            self._dir.ending.touch(0o600)
+            no_more_spares(self._dir)
+            folders = self._dir.guests()
         leashed = self._dir.spec().get("leashed")
         end_guests(folders)
         for folder in folders:
@@ -342,39 +240,15 @@ class Pool:
         self._dir.remove()
         if leashed:
             ledger_path(self._places, self.name).unlink(missing_ok=True)
-        for handle in self._leash or ():
-            os.close(handle)
-        self._leash = None
-        shutil.rmtree(own_shares(self._places, self.name), ignore_errors=True)
+        shutil.rmtree(own_shares(self._places.cache, self.name), ignore_errors=True)
 
 
 def _sweep(places: Places) -> None:
     """Removes what is left of pools whose owner was killed; their guests ended with it."""
     for name in pool_names(places.runtime):
-        spec = PoolDir(places.runtime / "pools" / name).spec()
-        owner = ProcessId(spec.get("creator_pid", 0), spec.get("creator_start", 0))
-        if spec.get("leashed") and not owner.alive():
+        owner = PoolDir(places.runtime / "pools" / name).owner()
+        if owner is not None and not owner.alive():
             Pool.attach(name, places=places).down()
-
-
-def _connected(folder: GuestDir, lease: int, orphan: float) -> Guest | None:
-    """The guest, unless it is still busy, or turns out to be lost: that is no other's harm."""
-    try:
-        return Guest.connect(folder, lease, orphan=orphan, timeout=_GREETING)
-    except (AgentBroke, GuestHung):
-        return None
-    except GuestLost:
-        if not _is_lost(folder):
-            raise
-        return None
-
-
-def _busy(folder: GuestDir) -> bool:
-    """Whether somebody's orphan runs in a guest; one that cannot be asked has none to lose."""
-    try:
-        return bool(live_jobs(folder))
-    except (GuestLost, OSError):
-        return False
 
 
 def only_pool(places: Places) -> str:
@@ -383,33 +257,3 @@ def only_pool(places: Places) -> str:
     if DEFAULT_NAME in names or len(names) != 1:
         return DEFAULT_NAME
     return names[0]
-
-
-def _ending(folder: PoolDir) -> Path:
-    """Its existence says that the pool is being taken down."""
-    return folder.path / "ending"
-
-
-def _is_lost(folder: GuestDir) -> bool:
-    """Whether the guest has ended, by itself or with its supervisor."""
-    return state_of(folder) in ("lost", "stopped")
-
-
-def _worn(folder: GuestDir) -> Path:
-    """Its existence says that somebody has leased the guest since it booted."""
-    return folder.path / "used"
-
-
-def _locked(folder: GuestDir) -> int | None:
-    """The lease of a guest that is ready or lost, with our pid in it; None where it is not to be
-    had.
-    """
-    lease = flocked(folder.lease)
-    if lease is None:
-        return None
-    if state_of(folder) != "ready" and not _is_lost(folder):
-        os.close(lease)
-        return None
-    os.ftruncate(lease, 0)
-    os.pwrite(lease, str(os.getpid()).encode(), 0)
-    return lease

@@ -46,6 +46,19 @@ class ProcessId:
             os.close(handle)
         return True
 
+    def handle(self) -> int:
+        """A new descriptor that is readable when it has ended; the caller closes it."""
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            handle = -1
+        if handle >= 0 and self.alive():
+            return handle
+        if handle >= 0:
+            os.close(handle)
+        # Readable at once, as the end of a file is.
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
     def wait(self, seconds: float) -> bool:
         """Waits until it has ended; says whether it has."""
         deadline = time.monotonic() + seconds

@@ -2,6 +2,9 @@
 
 RUNTIME/pools/NAME/
     pool.json            what the pool was asked to be
+    ending               there while the pool is taken down
+    spares               flock: held by whoever makes a spare; spares.log: what it had to say
+    seat0, ...           flock: each lease holds one, so that there are no more than guests
     events.jsonl         what happened in it, and events.jsonl.1 before that
     g0/, g1/, ...        one folder a guest
         guest.json       what the supervisor was told
@@ -9,6 +12,7 @@ RUNTIME/pools/NAME/
         lease            flock: held by whoever uses the guest; text: the holder's pid
         jobs.json        what the holder runs, or has left running when it died
         agent, monitor   the sockets
+        used             there when somebody has leased it; "fresh": it was to be used once
         condemned        why whoever leased the guest has ended it
         console          the socket that takes what is typed into the console
         console.log      the kernel's console, and console.log.1 before it
@@ -43,8 +47,6 @@ __all__ = [
     "pool_names",
     "private",
     "read_json",
-    "remove_lock",
-    "tell_starter",
     "write_json",
 ]
 
@@ -98,17 +100,6 @@ def flocked(path: Path, *, create: bool = True) -> int | None:
         os.close(handle)
 
 
-def remove_lock(path: Path) -> None:
-    """Removes a lock's file, unless somebody holds it."""
-    try:
-        handle = flocked(path, create=False)
-    except FileNotFoundError:
-        return
-    if handle is not None:
-        path.unlink()
-        os.close(handle)
-
-
 @contextmanager
 def _short_path(path: Path) -> Iterator[str]:
     """Another name for `path` that fits the 108 bytes of a socket's address."""
@@ -141,16 +132,6 @@ def connected_socket(path: Path) -> socket.socket:
         made.close()
         raise
     return made
-
-
-def tell_starter(notify: int, facts: dict[str, Any]) -> None:
-    """Says once, to whoever started a supervisor, that its guest is ready or why not."""
-    try:
-        os.write(notify, json.dumps(facts).encode() + b"\n")
-        os.close(notify)
-    except OSError:
-        # Whoever started us is gone; the state file tells the next one.
-        return
 
 
 @dataclass(frozen=True)
@@ -191,6 +172,20 @@ class GuestDir:
     def jobs(self) -> Path:
         """What the lease holder runs, see guestctl.jobs."""
         return self.path / "jobs.json"
+
+    @property
+    def used(self) -> Path:
+        """Its existence says that somebody has leased the guest since it came; it names the kind
+        of that lease."""
+        return self.path / "used"
+
+    @property
+    def thrown_away(self) -> bool:
+        """Whether it was leased to be used once."""
+        try:
+            return self.used.read_text(encoding="ascii") == "fresh"
+        except FileNotFoundError:
+            return False
 
     @property
     def keyboard(self) -> Path:
@@ -311,9 +306,30 @@ class PoolDir:
     def write_spec(self, facts: dict[str, Any]) -> None:
         write_json(self.path / "pool.json", facts)
 
+    def owner(self) -> ProcessId | None:
+        """The process without which the pool has no reason to stay, where there is one."""
+        spec = self.spec()
+        if not spec.get("leashed"):
+            return None
+        return ProcessId(spec["creator_pid"], spec["creator_start"])
+
     @property
     def journal(self) -> Path:
         return self.path / "events.jsonl"
+
+    @property
+    def ending(self) -> Path:
+        """Its existence says that the pool is being taken down."""
+        return self.path / "ending"
+
+    @property
+    def spares(self) -> Path:
+        """A lock, held by whoever makes spares; there from the beginning."""
+        return self.path / "spares"
+
+    def seat(self, number: int) -> Path:
+        """A lock that a lease holds: a pool has guests that are spare, but no more leases."""
+        return self.path / f"seat{number}"
 
     def guest(self, name: str) -> GuestDir:
         return GuestDir(self.path / name)

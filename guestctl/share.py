@@ -8,9 +8,10 @@ from pathlib import Path
 
 from guestctl.errors import ShareError
 from guestctl.places import private_directory
+from guestctl.rundir import flocked
 from guestctl.tree.dirt import dirt_of
 
-__all__ = ["Share", "check_share", "share_lock"]
+__all__ = ["Share", "check_share", "remove_lock", "share_lock"]
 
 
 def check_share(path: Path) -> Path:
@@ -99,3 +100,14 @@ class Share:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def remove_lock(path: Path) -> None:
+    """Removes a lock's file, unless somebody holds it."""
+    try:
+        handle = flocked(path, create=False)
+    except FileNotFoundError:
+        return
+    if handle is not None:
+        path.unlink()
+        os.close(handle)

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from guestctl.errors import CommandFailed
 
-__all__ = ["Command", "GuestSpec", "Outcome", "Result", "Usage"]
+__all__ = ["OFFLOAD_MODES", "Command", "GuestSpec", "Outcome", "Result", "Usage"]
+
+OFFLOAD_MODES = ("auto", "distcc", "off")
 
 Outcome = Literal["exited", "signalled", "timeout", "lost", "error"]
 

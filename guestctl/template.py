@@ -1,11 +1,12 @@
-"""Templates: guests saved at the point where the agent waits and nothing is mounted.
+"""Templates: guests saved at the point where they are ready and nobody has used them.
 
 CACHE/templates/
     KEY/               one image on one machine; appears as a whole
         ram            the memory, without its zeros
         state          what QEMU says of its devices
+        scratch        the scratch disk, which the guest has mounted
         console.log    what the kernel had to say
-        template.json  written last: what the two files must be
+        template.json  written last: what these files must be
     KEY.lock           flock: held while the template is made
     KEY.failed         why there is none; for ten minutes nobody tries again
 
@@ -21,31 +22,27 @@ import fcntl
 import hashlib
 import os
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from guestctl.agent import Agent
 from guestctl.errors import GuestctlError
-from guestctl.memory import sealed_copy, write_memory
+from guestctl.memory import sealed_copy
+from guestctl.patience import pace_of
 from guestctl.qemu.accel import qemu_program
-from guestctl.qemu.confine import Confinement
-from guestctl.qemu.machine import DESCRIPTORS, Machine, Paths, qemu_argv
+from guestctl.qemu.machine import DESCRIPTORS, Machine, qemu_argv
 from guestctl.qemu.monitor import Monitor
-from guestctl.qemu.spawn import Running, scratch_disk, spawn
-from guestctl.rundir import bound_socket, connected_socket, read_json, write_json
+from guestctl.rundir import read_json, write_json
+from guestctl.saving import FILES, ignore_shared, machine_to_save, save
 from guestctl.spec import GuestSpec
+from guestctl.targets import target
 
 __all__ = ["NoTemplate", "Saved", "Template", "load", "obtain"]
 
 # Raised when a template is made in another way.
-_VERSION = 2
-_SETTLE = 0.25  # until the guest has nothing left to do
-_SAVE_TIMEOUT = 30.0
+_VERSION = 3
 _LOAD_TIMEOUT = 10.0
 _GIVEN_UP = 600.0
 _FAIR_TIMEOUT = 20.0
@@ -69,7 +66,7 @@ class Template:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Saved]:
-        """Both files, as they were when it was made.
+        """Its files, as they were when it was made.
 
         Raises NoTemplate where it is not there, of another boot of the host, or damaged.
         """
@@ -81,7 +78,7 @@ class Template:
             raise NoTemplate("it is from before the host's last boot")
         with contextlib.ExitStack() as stack:
             handles = {}
-            for name in ("ram", "state"):
+            for name in FILES:
                 try:
                     handles[name] = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
@@ -89,7 +86,7 @@ class Template:
                 stack.callback(os.close, handles[name])
                 if facts.get(name) != _identity(handles[name]):
                     raise NoTemplate(f"its {name} was changed")
-            yield Saved(f"{self.folder.name} {facts['ram']}", handles["ram"], handles["state"])
+            yield Saved(f"{self.folder.name} {facts['ram']}", float(facts["pace"]), **handles)
 
     def discard(self, reason: str = "") -> None:
         """Removes it; with a `reason`, none is made in its place for a while."""
@@ -115,11 +112,14 @@ class Template:
 
 @dataclass(frozen=True)
 class Saved:
-    """A template's files, open: `ident` names what is in them, memory and state."""
+    """A template's files, open. `ident` names what is in them; `pace` is how many times slower than
+    usual the guest was that was saved."""
 
     ident: str
+    pace: float
     ram: int
     state: int
+    scratch: int
 
     def memory(self) -> int:
         """A descriptor of a sealed copy of the memory. Raises NoTemplate."""
@@ -135,7 +135,7 @@ def load(monitor: Path, state: int) -> None:
     Raises MonitorError.
     """
     with Monitor(monitor, _LOAD_TIMEOUT) as qemu:
-        _ignore_shared(qemu)
+        ignore_shared(qemu)
         qemu.ask("migrate-incoming", uri=f"fd:{state}")
 
 
@@ -185,13 +185,13 @@ def obtain(spec: GuestSpec, cache: Path) -> Template:
 
 def _key(spec: GuestSpec) -> str:
     """What a saved guest depends on: QEMU, its devices and their order, and the image."""
-    machine = _machine(spec, replace(Machine.of(spec).paths, work="", base=""))
+    machine = machine_to_save(spec, replace(Machine.of(spec).paths, work="", base=""))
     files = [qemu_program(machine.target), spec.kernel, spec.initramfs, spec.root, spec.dtb]
     told = (
         _VERSION,
         qemu_argv(machine, {name: number for number, name in enumerate((*DESCRIPTORS, "ram"))}),
         [(path, _identity(Path(path).resolve())) for path in files if path],
-        spec.scratch,
+        (spec.scratch, spec.swap),
         _processor() if spec.accelerator == "kvm" else "",
     )
     return f"{spec.arch}-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}"
@@ -201,10 +201,6 @@ def _processor() -> str:
     """What a guest under KVM may depend on of the host's processor."""
     lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     return "\n".join(line for line in lines[:30] if line.startswith(("model", "flags", "stepping")))
-
-
-def _machine(spec: GuestSpec, paths: Paths) -> Machine:
-    return replace(Machine.of(spec), paths=paths, saving="save", security_model="mapped-file")
 
 
 @contextlib.contextmanager
@@ -235,9 +231,11 @@ def _make(spec: GuestSpec, template: Template) -> None:
     aside.mkdir(mode=0o700)
     try:
         begin = time.monotonic()
-        _save(spec, aside)
-        facts: dict[str, Any] = {name: _identity(aside / name) for name in ("ram", "state")}
+        prepared = save(spec, aside)
+        facts: dict[str, Any] = {name: _identity(aside / name) for name in FILES}
         facts |= {"boot": _boot(), "seconds": round(time.monotonic() - begin, 3)}
+        pace = pace_of(prepared, target(spec.arch).prepare_seconds)
+        facts |= {"prepare_seconds": round(prepared, 4), "pace": pace}
         write_json(aside / "template.json", facts)
         os.rename(aside, template.folder)
         _sweep(template.folder.parent)
@@ -255,82 +253,3 @@ def _sweep(templates: Path) -> None:
     for facts in templates.glob("[!.]*/template.json"):
         if read_json(facts).get("boot") != _boot():
             Template(facts.parent).discard()
-
-
-def _save(spec: GuestSpec, aside: Path) -> None:
-    run = aside / "run"
-    for folder in (run, run / "work", run / "base"):
-        folder.mkdir(mode=0o700)
-    paths = replace(Machine.of(spec).paths, work=str(run / "work"), base=str(run / "base"))
-    memory = os.memfd_create("guestctl-template", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(memory, spec.memory << 20)
-        running = _spawned(_machine(spec, paths), spec, run, memory)
-        try:
-            console = threading.Thread(
-                target=_keep, args=(running.console, aside / "console.log"), daemon=True
-            )
-            console.start()
-            _await_agent(run / "agent", spec.boot_timeout)
-            _write_state(run / "monitor", aside / "state")
-            running.process.wait(_SAVE_TIMEOUT)
-            console.join(1)
-        finally:
-            running.process.kill()
-            running.process.wait()
-            running.console.close()
-        write_memory(memory, aside / "ram")
-    finally:
-        os.close(memory)
-    shutil.rmtree(run)
-
-
-def _spawned(machine: Machine, spec: GuestSpec, run: Path, memory: int) -> Running:
-    scratch = scratch_disk(Path(spec.scratch_folder), spec.scratch)
-    try:
-        with (
-            open(run / "qemu.log", "wb") as log,
-            bound_socket(run / "agent") as agent,
-            bound_socket(run / "monitor") as monitor,
-        ):
-            return spawn(
-                machine,
-                Confinement(spec.namespaces),
-                agent=agent,
-                monitor=monitor,
-                scratch=scratch,
-                log=log.fileno(),
-                ram=memory,
-            )
-    finally:
-        os.close(scratch)
-
-
-def _keep(connection: socket.socket, path: Path) -> None:
-    with open(path, "wb", buffering=0) as log, contextlib.suppress(OSError):
-        while data := connection.recv(65536):
-            log.write(data)
-
-
-def _await_agent(path: Path, timeout: float) -> None:
-    """Until the agent has answered, is alone again, and the guest has come to rest."""
-    Agent.connect(connected_socket(path), timeout=timeout, orphan=0).close()
-    time.sleep(_SETTLE)
-
-
-def _ignore_shared(qemu: Monitor) -> None:
-    """The memory is where it is: it does not go through the state."""
-    capability = {"capability": "x-ignore-shared", "state": True}
-    qemu.ask("migrate-set-capabilities", capabilities=[capability])
-
-
-def _write_state(monitor: Path, path: Path) -> None:
-    with Monitor(monitor, _SAVE_TIMEOUT) as qemu, open(path, "xb") as state:
-        # Not stopped before: a guest that was saved running runs when it has been loaded.
-        _ignore_shared(qemu)
-        # With the sandbox an `exec:` would be the end of QEMU; a descriptor is all it needs.
-        qemu.ask("getfd", fdname="state", files=[state.fileno()])
-        qemu.ask("migrate", uri="fd:state")
-        qemu.await_status("query-migrate", "completed", ("failed", "cancelled"))
-        qemu.ask("quit")
-    os.chmod(path, 0o400)

@@ -80,6 +80,7 @@ class Op(IntEnum):
     CLOCK = 5
     POWEROFF = 6
     STATUS = 7
+    RENEW = 8
 
 
 class Tag(IntEnum):

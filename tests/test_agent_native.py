@@ -729,9 +729,13 @@ def test_requests(agent: Agent) -> None:
     job = client.run([b"/bin/true"])
     assert job.failed is not None and job.failed[0] == 11
     assert client.request(wire.MOUNT, (wire.TAG, b"t"), (wire.TARGET, b"/t")) == 11
+    assert client.request(wire.RENEW, (wire.SEED, b"s")) == 11
     assert client.request(wire.PREPARE, (wire.TAG, b"t")) == 71
     assert client.request(wire.PREPARE) == 0
     assert client.request(wire.PREPARE) == 114
+    assert client.request(wire.RENEW) == 71
+    assert client.request(wire.RENEW, (wire.SEED, b"s"), (wire.SWAP, bytes(4))) == 71
+    assert client.request(wire.RENEW, (wire.SEED, b"s")) == 0
     assert client.request(wire.MOUNT, (wire.TAG, b"t"), (wire.TARGET, b"/t")) == 95
     assert client.request(wire.MOUNT, (wire.TAG, b"t")) == 71
     assert client.request(wire.SYNC) == 0

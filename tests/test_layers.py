@@ -21,13 +21,16 @@ LAYERS: dict[str, int] = {
         ("board", "bridge", "device", "link", "places", "processes", "qemu", "share"), 2
     ),
     **dict.fromkeys(("agent", "facts", "guest", "loss", "metering", "mounting"), 3),
-    **dict.fromkeys(("offload", "process", "services"), 3),
-    **dict.fromkeys(("bundle", "image", "imaging", "system", "toolchain", "translate"), 3),
-    **dict.fromkeys(("memory",), 2),
-    **dict.fromkeys(("reproduction", "retrying", "template"), 3),
+    **dict.fromkeys(("offload", "process", "services", "standing"), 3),
+    **dict.fromkeys(("bundle", "catalog", "image", "imaging", "system"), 3),
+    **dict.fromkeys(("toolchain", "translate"), 3),
+    **dict.fromkeys(("handover", "memory", "remembered", "separate"), 2),
+    **dict.fromkeys(("reproduction", "retrying", "saving", "template"), 3),
     **dict.fromkeys(("cloning",), 4),
     **dict.fromkeys(("builder", "soak"), 4),
-    **dict.fromkeys(("examine", "keeper", "launch", "plan", "pool", "probes", "supervisor"), 4),
+    **dict.fromkeys(("birth", "keeper", "launch", "leasing", "spares", "stock"), 4),
+    **dict.fromkeys(("caches", "supervisor"), 4),
+    **dict.fromkeys(("examine", "plan", "pool", "probes"), 4),
     **dict.fromkeys(("__init__", "__main__", "cli"), 5),
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from guestctl.memory import is_sealed, sealed_copy, write_memory
+from guestctl.memory import is_sealed, sealed_copy, write_sparse
 
 PAGE = 4096
 
@@ -20,7 +20,7 @@ def saved(tmp_path: Path) -> Path:
     os.pwrite(memory, b"begin", 0)
     os.pwrite(memory, bytes(PAGE), 20 << 20)
     os.pwrite(memory, b"end", (64 << 20) - 3)
-    write_memory(memory, tmp_path / "ram")
+    write_sparse(memory, tmp_path / "ram")
     os.close(memory)
     return tmp_path / "ram"
 

@@ -16,9 +16,9 @@ from guestctl.rundir import (
     flocked,
     pool_names,
     read_json,
-    remove_lock,
     write_json,
 )
+from guestctl.share import remove_lock
 
 
 def test_sockets_with_paths_of_any_length(tmp_path: Path) -> None:

@@ -436,7 +436,7 @@ def test_no_guest_gets_links_to_write_to(tmp_path: Path) -> None:
     )
     (tmp_path / "run").mkdir(mode=0o700)
     with pytest.raises(ShareError, match="links into the cache"):
-        start_guest(GuestDir(tmp_path / "g0"), spec, tmp_path / "run", None, Origin())
+        start_guest(GuestDir(tmp_path / "g0"), spec, tmp_path / "run", Origin())
 
 
 # --- several at once, and one killed ---------------------------------------------------------

@@ -163,7 +163,7 @@ def _toolchain(arch: str, cache: Path) -> str:
 def _pool(arch: str, size: int, offload: str) -> Pool:
     from guestctl.pool import Pool
 
-    return Pool(arch, size, offload=offload)
+    return Pool(arch, size, offload=offload, forks=True)
 
 
 def _explain(planner: Planner, component: str, as_json: bool) -> None:

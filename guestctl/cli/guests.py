@@ -121,6 +121,7 @@ def _own_pool(options: dict[str, Any]) -> Pool:
         share=share,
         security_model=model,
         single=True,
+        forks=True,
         # What a bundle asks for; nobody else does.
         image=options.get("image", ""),
         memory=options.get("memory"),

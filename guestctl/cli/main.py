@@ -21,6 +21,7 @@ _NOUNS = {
     "artifact": ("artifact", "group", "Look at what was built, take it out, remove it."),
     "bench": ("bench", "group", "Put guests under load, and see what holds."),
     "build": ("build", "build", "Build components from definitions, in pristine guests."),
+    "cache": ("cache", "group", "Look at what is kept in the cache, and clear it."),
     "console": ("console", "console", "Show the console of a guest's kernel, and type into it."),
     "doctor": ("doctor", "doctor", "Check what this host has and lacks."),
     "image": ("image", "group", "Build and manage the images that guests boot."),

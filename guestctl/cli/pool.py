@@ -82,6 +82,13 @@ def group() -> None:
 @click.option("--key", default="", metavar="FILE", help="The boards' key: guestctl agent key.")
 @click.option("--boot-timeout", type=float, default=120.0, show_default=True, metavar="SECONDS")
 @click.option("--cold", is_flag=True, help="Boot the guests instead of cloning a template.")
+@click.option(
+    "--spares",
+    type=int,
+    metavar="N",
+    help="How many guests that nobody has used are kept ready for fresh leases, beyond -n where "
+    "need be. Default: one, from the first fresh lease on; none with --share.",
+)
 @click.option("--print-qemu", is_flag=True, help="Print QEMU's command line, and do nothing.")
 def up(
     size: int,
@@ -98,6 +105,7 @@ def up(
     key: str,
     boot_timeout: float,
     cold: bool,
+    spares: int | None,
     print_qemu: bool,
 ) -> None:
     """Bring a pool up. It stays up when the command returns.
@@ -124,12 +132,20 @@ def up(
         "offload": offload,
         "boot_timeout": boot_timeout,
         "cold": cold,
+        "spares": spares,
     }
     if print_qemu:
         _print_qemu(PoolOptions(arch, size, **options), name)
         return
     begin = time.monotonic()
-    pool = Pool(arch, size, name=name, progress=lambda text: click.echo(text, err=True), **options)
+    pool = Pool(
+        arch,
+        size,
+        name=name,
+        progress=lambda text: click.echo(text, err=True),
+        forks=True,
+        **options,
+    )
     seconds = time.monotonic() - begin
     click.echo(f"pool {pool.name}: {size} {arch} guests ready in {seconds:.2f} s")
     for line in pool.remarks():
@@ -164,6 +180,7 @@ def _print_qemu(options: PoolOptions, name: str) -> None:
 def status(name: str | None, as_json: bool, watching: bool, interval: float) -> None:
     """Show the guests of a pool.
 
+    FRESH are those that nobody has used since they came: a fresh lease gets one of them at once.
     A guest whose guestctl has died is `orphaned` as long as its job lives; `run --attach` takes the
     job over.
 
@@ -183,17 +200,18 @@ def status(name: str | None, as_json: bool, watching: bool, interval: float) -> 
         return
     guests = pool.status()
     if as_json:
-        print_json({"name": pool.name, "guests": guests})
+        print_json({"name": pool.name, "guests": guests, "spares": pool.spares()})
         return
     print_table(
         (
-            *("GUEST", "STATE", "JOB", "START", "ARCH", "QEMU", "LEASE", "ACCEL", "CONFINED"),
-            *("OFFLOAD", "CAUSE"),
+            *("GUEST", "STATE", "FRESH", "JOB", "START", "ARCH", "QEMU", "LEASE", "ACCEL"),
+            *("CONFINED", "OFFLOAD", "CAUSE"),
         ),
         (
             (
                 guest["name"],
                 guest["state"],
+                "yes" if guest["fresh"] else "-",
                 guest["job"] or "-",
                 guest["start"] or "-",
                 guest["arch"] or "-",
@@ -223,8 +241,8 @@ def status(name: str | None, as_json: bool, watching: bool, interval: float) -> 
 def events(name: str | None, follow: bool) -> None:
     """Print what has happened in a pool, one line of JSON an event.
 
-    boot, ready, lease, release, run, exit, orphan, attach, expired, replace, lost, stopped; each
-    with its time in seconds since the epoch.
+    boot, ready, lease, release, run, exit, orphan, attach, expired, replace, spare, lost, stopped;
+    each with its time in seconds since the epoch.
 
     \b
     Example:

@@ -1,22 +1,28 @@
-"""Offload: the host does the work of a guest's compiler, so that nobody sees a difference.
-
-Layer 3. A stub in the guest asks (guest-init/stub.c), the service here answers: by running the
-host's tool in a confined view of the same files, or by sending the call on to distcc or to the
-guest's own tool. Each call is in the ledger, with the reason.
-"""
-
 from __future__ import annotations
 
-from guestctl.offload.ledger import Entry, Ledger, Summary, read_ledger, summarize
-from guestctl.offload.offload import MODES, Offload, why_off
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "MODES",
-    "Entry",
-    "Ledger",
-    "Offload",
-    "Summary",
-    "read_ledger",
-    "summarize",
-    "why_off",
-]
+if TYPE_CHECKING:
+    from guestctl.offload.ledger import Entry, Ledger, Summary, read_ledger, summarize
+    from guestctl.offload.offload import Offload, why_off
+
+# Most of this is not needed before a guest calls: each part is loaded when it is.
+_HOMES = {
+    "Entry": "ledger",
+    "Ledger": "ledger",
+    "Offload": "offload",
+    "Summary": "ledger",
+    "read_ledger": "ledger",
+    "summarize": "ledger",
+    "why_off": "offload",
+}
+
+__all__ = ["Entry", "Ledger", "Offload", "Summary", "read_ledger", "summarize", "why_off"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'guestctl.offload' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"guestctl.offload.{home}"), name)

@@ -21,9 +21,8 @@ from guestctl.offload.messages import Request
 from guestctl.offload.tools import Answer, StepDown, Tools
 from guestctl.view import Given
 
-__all__ = ["SERVICE", "Distcc", "DistccCall", "encode_answer", "read_call"]
+__all__ = ["Distcc", "DistccCall", "encode_answer", "read_call"]
 
-SERVICE = b"distcc"
 # Where source and object lie in the view; the source's own name is in what it holds.
 _SOURCE, _OBJECT = b"/.guestctl-distcc", b"/.guestctl-distcc.o"
 _ARGUMENTS_MAX = 4096

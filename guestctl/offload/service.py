@@ -16,20 +16,19 @@ from typing import Any
 
 from guestctl.agent import Agent, Job
 from guestctl.errors import GuestctlError, ProtocolError
-from guestctl.offload import distcc
 from guestctl.offload.conversation import Conversation
 from guestctl.offload.distcc import Distcc
 from guestctl.offload.ledger import Entry, Ledger
 from guestctl.offload.messages import IN_PLACE, Request, message, number, pieces
+from guestctl.offload.names import DISTCC, OFFLOAD
 from guestctl.offload.tools import Answer, StepDown, Tools
 from guestctl.offload.words import step_of
 from guestctl.services import serve
 from guestctl.view import Written
 from guestctl.wire import Tag
 
-__all__ = ["SERVICE", "Service"]
+__all__ = ["Service"]
 
-SERVICE = b"offload"
 _STDIN_MAX = 64 << 20
 _STDIN_DEADLINE = 600.0
 _READERS = 256  # as many as the agent has streams
@@ -52,13 +51,18 @@ class Service:
         self._readers = ThreadPoolExecutor(_READERS, "offload-reader")
         self._workers = ThreadPoolExecutor(_WORKERS, "offload-worker")
         self._distcc = Distcc(tools, slots)
-        agent.offer(SERVICE, self._opened)
-        agent.offer(distcc.SERVICE, self._opened_by_distcc)
+        self._opening = {OFFLOAD: self._opened, DISTCC: self._opened_by_distcc}
+        for name, opened in self._opening.items():
+            agent.offer(name, opened)
 
     @property
     def busy(self) -> bool:
         """Whether a call has begun and is not in the ledger yet."""
         return self._open > 0
+
+    def opened(self, name: bytes, stream: Job) -> None:
+        """Serves a stream that was opened to one of our services before they were ours."""
+        self._opening[name](stream)
 
     def close(self) -> None:
         """Ends what runs. The agent's session must have been closed before."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from guestctl.errors import UsageError, ViewError
 from guestctl.offload.compilers import Compilers
 from guestctl.offload.messages import Request
+from guestctl.offload.names import STUBS
 from guestctl.offload.place import Place, Unseen, locate
 from guestctl.offload.slots import Slots
 from guestctl.offload.words import hidden_path, is_compilation, shows_columns
@@ -20,10 +21,9 @@ from guestctl.toolchain.response import Response, expand
 from guestctl.toolchain.translate import ENVIRONMENT, doubt, translate
 from guestctl.view import Bind, Call, Outcome, Tree, View, Written
 
-__all__ = ["STUBS", "Answer", "Plan", "StepDown", "Tools"]
+__all__ = ["Answer", "Plan", "StepDown", "Tools"]
 
 _RESPONSE_MAX = 1 << 20
-STUBS = b"/tools/offload/bin"  # in the guest, and in every root of a command
 _MODE_COPIERS = ("strip", "objcopy")
 _MODES_MAX = 200  # of one call
 

@@ -7,13 +7,31 @@ the host does not allow user namespaces, QEMU runs with its seccomp sandbox alon
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Binding", "Confinement", "confined_argv", "probe_confinement"]
+from guestctl.remembered import remembered, stamp
 
+__all__ = [
+    "Binding",
+    "Confinement",
+    "confined_argv",
+    "known_confinement",
+    "namespaces_depend_on",
+    "probe_confinement",
+]
+
+# What decides whether an ordinary user gets namespaces, where the kernel has it.
+_SETTINGS = (
+    "/proc/sys/kernel/random/boot_id",
+    "/proc/sys/user/max_user_namespaces",
+    "/proc/sys/kernel/unprivileged_userns_clone",
+    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+)
 # What a dynamically linked QEMU reads, where the host has it.
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/etc/alternatives")
 
@@ -53,6 +71,30 @@ def probe_confinement() -> Confinement:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         return Confinement(False, reason=lines[-1] if lines else "bubblewrap failed")
     return Confinement(True)
+
+
+def known_confinement(cache: Path) -> Confinement:
+    """As `probe_confinement`; that it works is remembered in `cache`."""
+
+    def find() -> str:
+        found = probe_confinement()
+        return "" if found.namespaces else found.reason or "it does not work"
+
+    reason = remembered(
+        cache, "confinement", namespaces_depend_on(), find, keep=lambda reason: not reason
+    )
+    return Confinement(not reason, reason=reason)
+
+
+def namespaces_depend_on() -> list[Any]:
+    """What must be as it was for namespaces that have worked before to work again."""
+    found: list[Any] = [os.getuid(), stamp(Path(shutil.which("bwrap") or "/nonexistent"))]
+    for setting in _SETTINGS:
+        try:
+            found.append(Path(setting).read_text(encoding="ascii").strip())
+        except OSError:
+            found.append("")
+    return found
 
 
 def confined_argv(

@@ -137,8 +137,10 @@ def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
         for word in _MEMORY[machine.saving]
     ]
     argv += ["-accel", machine.accelerator, "-cpu", machine.cpu, "-m", str(machine.memory)]
-    argv += ["-kernel", paths.kernel, "-initrd", paths.initramfs, "-append", kernel_line]
-    argv += ["-dtb", paths.dtb] if paths.dtb else []
+    # A clone has all of this in its memory, and never boots.
+    if machine.saving != "load":
+        argv += ["-kernel", paths.kernel, "-initrd", paths.initramfs, "-append", kernel_line]
+        argv += ["-dtb", paths.dtb] if paths.dtb else []
     argv += ["-chardev", f"socket,id=console,fd={descriptors['console']}"]
     argv += ["-serial", "chardev:console"]
     argv += ["-chardev", f"socket,id=monitor,fd={descriptors['monitor']},server=on,wait=off"]

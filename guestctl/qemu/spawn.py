@@ -44,24 +44,32 @@ class Running:
     pid: int
 
 
-def scratch_disk(folder: Path, mebibytes: int) -> int:
+def scratch_disk(folder: Path, mebibytes: int, source: int = -1) -> int:
     """A descriptor of a new sparse ext4 image that has no name, and so leaves nothing behind.
 
-    It is copied from a blank one in `folder`, formatted the first time: that is quicker.
+    It is a copy of what is in `source`, or of a blank one in `folder`, formatted the first time:
+    that is quicker.
     """
-    blank = folder / f"blank-{mebibytes}-{_FORMAT_VERSION}.ext4"
     folder.mkdir(parents=True, exist_ok=True)
-    if not blank.exists():
-        _format(blank, mebibytes)
     handle = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
-        with open(blank, "rb") as source:
-            os.ftruncate(handle, mebibytes << 20)
-            _copy_data(source.fileno(), handle)
+        os.ftruncate(handle, mebibytes << 20)
+        if source >= 0:
+            _copy_data(source, handle)
+        else:
+            with open(_blank(folder, mebibytes), "rb") as blank:
+                _copy_data(blank.fileno(), handle)
     except BaseException:
         os.close(handle)
         raise
     return handle
+
+
+def _blank(folder: Path, mebibytes: int) -> Path:
+    blank = folder / f"blank-{mebibytes}-{_FORMAT_VERSION}.ext4"
+    if not blank.exists():
+        _format(blank, mebibytes)
+    return blank
 
 
 def _copy_data(source: int, target: int) -> None:

@@ -69,7 +69,7 @@ def left_of_pool(places: Places, name: str) -> list[str]:
     """What there is of a pool that is down, in words; nothing should be."""
     left = [f"process {number}" for number in processes_of(name)]
     left += [str(path) for path in (places.runtime / "pools").glob(f"*{name}*")]
-    left += [str(path) for path in [own_shares(places, name)] if path.exists()]
+    left += [str(path) for path in [own_shares(places.cache, name)] if path.exists()]
     wanted = f"/{name}/"
     with open("/proc/net/unix", encoding="ascii", errors="replace") as file:
         left += [f"socket {line.split()[-1]}" for line in file if wanted in line]

@@ -332,12 +332,16 @@ def test_a_guest_killed_in_the_middle_of_each_build_changes_nothing(
     tmp_path: Path, armv5l_image: Image, places: Places, undisturbed: dict[str, bytes]
 ) -> None:
     killed: list[str] = []
+    homes: dict[str, str] = {}
     with Pool("armv5l", 1, places=places) as pool:
 
         def strike(event: Event) -> None:
+            if event.kind == "start":
+                homes[event.name] = event.guest
             if event.kind == "step" and event.text == "build" and event.name not in killed:
                 killed.append(event.name)
-                pid = pool.status()[0]["qemu_pid"]
+                pids = {guest["name"]: guest["qemu_pid"] for guest in pool.status()}
+                pid = pids[homes[event.name]]
                 threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
 
         struck = slow(tmp_path / "struck", armv5l_image, strike)
@@ -386,7 +390,7 @@ def test_an_interrupted_build_ends_cleanly_and_a_second_run_continues(
     with Pool("armv5l", 1, places=places) as pool:
         with pytest.raises(KeyboardInterrupt):
             builder.build(["slow"], lambda _work: contextlib.nullcontext(pool))
-        assert pool.status()[0]["state"] == "ready"
+        assert "ready" in {guest["state"] for guest in pool.status()}
     assert time.monotonic() - begin < 60
     assert builder.planner.missing(["slow"]) == ["two", "three"]
     assert not list(builder.scratch.iterdir())

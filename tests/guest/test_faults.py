@@ -240,7 +240,7 @@ def test_a_kernel_that_finds_no_init(
 ) -> None:
     (tmp_path / "initramfs").write_bytes(b"nothing that unpacks")
     broken = dataclasses.replace(armv5l_image, initramfs=tmp_path / "initramfs")
-    monkeypatch.setattr("guestctl.image.load", lambda arch, cache_dir: broken)
+    monkeypatch.setattr("guestctl.catalog.load", lambda arch, cache_dir: broken)
     with pytest.raises(GuestLost, match="kernel panicked") as caught:
         Pool("armv5l", 1, places=places)
     assert "Kernel panic" in caught.value.console

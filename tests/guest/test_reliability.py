@@ -42,7 +42,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes up to half a minute takes seconds."""
     monkeypatch.setattr("guestctl.process._HUNG_LEAST", 1.0)
     monkeypatch.setattr("guestctl.process._KILL_GRACE", 2.0)
-    monkeypatch.setattr("guestctl.pool._GREETING", 2.0)
+    monkeypatch.setattr("guestctl.leasing._GREETING", 2.0)
 
 
 def folder_of(pool: Pool) -> GuestDir:
@@ -455,8 +455,8 @@ def test_a_pool_whose_controller_died_before_it_had_a_guest_says_so(
 ) -> None:
     name = f"unborn-{os.getpid()}"
     script = (
-        "import os, guestctl.pool\n"
-        "guestctl.pool.Pool._start = lambda *_: os.kill(os.getpid(), 9)\n"
+        "import os, guestctl.pool, guestctl.stock\n"
+        "guestctl.stock.Stock._started = lambda *_: os.kill(os.getpid(), 9)\n"
         f"guestctl.pool.Pool('armv5l', 1, name={name!r})\n"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=120, check=False).returncode == -9
