@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal as signals
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,37 +15,20 @@ from guestctl.jobs import job_name
 from guestctl.patience import Patience, never_starved
 from guestctl.session import STAGE_EXEC
 from guestctl.spec import STATUS_BROKEN, STATUS_TIMEOUT, Command, Result, status_of_errno
+from guestctl.stdin import StdinWriter
 from guestctl.streams import Capture, Rest, Sink, Source
 
-__all__ = ["PIPE", "Host", "Process", "StdinWriter"]
+__all__ = ["PIPE", "Host", "Process"]
 
 # As with subprocess: `stdin=PIPE` gives the process a writer of its own.
 PIPE = -1
 
-_CHUNK = 1 << 16
 # How long a killed command may take to be gone, before the guest counts as lost.
 _KILL_GRACE = 30.0
 # The shortest time without a sign of life after which a guest counts as hung.
 _HUNG_LEAST = 5.0
 # A wait that ends so much later than it should was not the guest's doing.
 _STALL = 5.0
-
-
-class StdinWriter:
-    """The stdin of a process started with `stdin=PIPE`. `write` waits while the command does not
-    read; what it does not read any more is dropped."""
-
-    def __init__(self, agent: Agent, job: Job) -> None:
-        self._agent = agent
-        self._job = job
-
-    def write(self, data: bytes, *, timeout: float | None = None) -> int:
-        """Sends all of `data`; raises TimeoutError after `timeout` seconds, or GuestLost."""
-        self._agent.write(self._job, data, timeout=timeout)
-        return len(data)
-
-    def close(self) -> None:
-        self._agent.end_stdin(self._job)
 
 
 @dataclass(frozen=True)
@@ -144,10 +126,7 @@ class Process:
 
         For a process made with `stdin=PIPE`, whose caller would rather not write itself.
         """
-        if source is None:
-            self.stdin.close()
-        else:
-            threading.Thread(target=self._feed, args=(source,), daemon=True).start()
+        self.stdin.feed(source, self._unreadable)
 
     def signal(self, number: int) -> None:
         """Sends a signal to the command's process group."""
@@ -342,21 +321,7 @@ class Process:
             truncated=out.truncated or err.truncated,
         )
 
-    def _feed(self, source: bytes | Source) -> None:
-        """The thread that passes a caller's stdin on."""
-        try:
-            if isinstance(source, bytes):
-                self._agent.write(self._job, source)
-            else:
-                read = getattr(source, "read1", source.read)
-                while data := read(_CHUNK):
-                    if not self._agent.write(self._job, data):
-                        return
-            self._agent.end_stdin(self._job)
-        except GuestLost:
-            # `wait` tells the caller.
-            return
-        except (OSError, ValueError):
-            # A source that cannot be read must not look like one that has ended.
-            self._agent.signal(self._job, signals.SIGHUP)
-            self._kill("its stdin could not be read")
+    def _unreadable(self) -> None:
+        """Its stdin ended where its source could not be read any more."""
+        self._agent.signal(self._job, signals.SIGHUP)
+        self._kill("its stdin could not be read")

@@ -21,7 +21,7 @@ LAYERS: dict[str, int] = {
         ("board", "bridge", "device", "link", "places", "processes", "qemu", "share"), 2
     ),
     **dict.fromkeys(("agent", "facts", "guest", "loss", "metering", "mounting"), 3),
-    **dict.fromkeys(("offload", "process", "services", "standing"), 3),
+    **dict.fromkeys(("offload", "process", "services", "standing", "stdin"), 3),
     **dict.fromkeys(("bundle", "catalog", "image", "imaging", "system"), 3),
     **dict.fromkeys(("toolchain", "translate"), 3),
     **dict.fromkeys(("handover", "memory", "remembered", "separate"), 2),

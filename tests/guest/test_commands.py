@@ -106,7 +106,6 @@ def test_streams_are_apart_and_live(guest: Guest) -> None:
     assert (out.getvalue(), err.getvalue()) == (b"out\ngot line\n", b"err\n")
 
 
-@pytest.mark.channels("tcp")
 def test_a_hundred_megabytes_come_back_as_they_went(guest: Guest) -> None:
     block = random.Random(2).randbytes(1 << 20)
     size = 100
