@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import shutil
@@ -18,11 +19,13 @@ from typing import Any
 
 import pytest
 
+from guestctl import Pool
 from guestctl.places import Places
+from guestctl.rundir import pool_names
 
 ROOT = Path(__file__).parent.parent
 FUZZ = pytest.StashKey[Path]()
-_RUNTIME = pytest.StashKey[Path]()
+_RUNTIMES = pytest.StashKey[list[Path]]()
 _FUZZING = pytest.StashKey["subprocess.Popen[bytes]"]()
 _FUZZ_TESTS = "test_fuzz_translate.py"
 # What takes longest goes first, so that it is not what everybody waits for at the end.
@@ -59,12 +62,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Processes that share the tests have pools, locks and slots of their own."""
-    given = getattr(config, "workerinput", None)
-    if given is None:
-        return
-    made = Path(tempfile.mkdtemp(prefix="guestctl-run-"))
-    os.environ["XDG_RUNTIME_DIR"] = str(made)
-    config.stash[_RUNTIME] = made
+    config.stash[_RUNTIMES] = []
+    given = getattr(config, "workerinput", {})
+    if "runtime" in given:
+        os.environ["XDG_RUNTIME_DIR"] = given["runtime"]
     if "fuzz" in given:
         config.stash[FUZZ] = Path(given["fuzz"])
 
@@ -81,6 +82,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
+    """What a process is told that shares the tests; what it leaves is cleared away at the end."""
+    made = Path(tempfile.mkdtemp(prefix="guestctl-run-"))
+    node.config.stash[_RUNTIMES].append(made)
+    node.workerinput["runtime"] = str(made)
     if FUZZ in node.config.stash:
         node.workerinput["fuzz"] = str(node.config.stash[FUZZ])
 
@@ -132,8 +137,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=10)
         config.stash[FUZZ].unlink(missing_ok=True)
-    runtime = config.stash.get(_RUNTIME, None)
-    if runtime is not None:
+    for runtime in config.stash.get(_RUNTIMES, []):
+        # Of tests that were interrupted: others take their pools down themselves.
+        left = dataclasses.replace(Places.of_user(), runtime=runtime / "guestctl")
+        for name in pool_names(left.runtime):
+            Pool.attach(name, places=left).down()
         shutil.rmtree(runtime, ignore_errors=True)
 
 

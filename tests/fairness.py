@@ -35,7 +35,10 @@ def gone(pid: int) -> bool:
 
 class Fair:
     """Measures `seconds`, without those in which a thread of ours, or of the processes `pids`, was
-    ready to run and got no processor: on a quiet machine, the time by the clock."""
+    ready to run and got no processor: on a quiet machine, the time by the clock.
+
+    A thread of ours that wakes later than it wanted has waited too, whatever it was for.
+    """
 
     def __init__(self, *pids: int) -> None:
         self._pids = (os.getpid(), *pids)
@@ -46,7 +49,7 @@ class Fair:
 
     def __enter__(self) -> Fair:
         self._last = self._counts()
-        self._begin = time.monotonic()
+        self._begin = self._looked = time.monotonic()
         self._thread.start()
         return self
 
@@ -64,10 +67,12 @@ class Fair:
 
     def _take(self) -> None:
         counts = self._counts()
+        now = time.monotonic()
+        late = now - self._looked - _SAMPLE
         # A thread that ends takes along what it has waited since the last look.
         new = sum(count - self._last.get(thread, 0) for thread, count in counts.items())
-        self._waited += new / 1e9
-        self._last = counts
+        self._waited += max(new / 1e9, late)
+        self._last, self._looked = counts, now
 
     def _counts(self) -> dict[str, int]:
         """What each thread has waited for a processor, in ns, as schedstat counts it."""
