@@ -126,6 +126,7 @@ def stage(
     Examples:
       guestctl virtfs stage sysroot.tar.zst tree
       curl -L https://example.org/zlib.tar.gz | guestctl virtfs stage - tree --into build
+      guestctl virtfs stage zlib-1.2.13.tar sysroot --link
     """
     from dataclasses import replace
 
