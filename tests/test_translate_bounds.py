@@ -147,6 +147,13 @@ def test_what_follows_the_end_is_told(tmp_path: Path, squeeze: Callable[[bytes],
         assert len(names(tmp_path / f"tree{number}")) == 2
 
 
+def test_a_hole_behind_the_end_is_not_read(tmp_path: Path) -> None:
+    source = tmp_path / "a.tar"
+    source.write_bytes(tar_bytes([Member("f")]))
+    os.truncate(source, 1 << 42)
+    assert not stage(source, tmp_path / "tree").warnings
+
+
 def test_hard_links_that_wait_for_each_other(tmp_path: Path) -> None:
     chain = [hardlink(f"l{number}", f"l{number + 1}") for number in range(50)]
     put(tar_bytes([*chain, hardlink("m", "l7"), Member("l50", data=b"x")]), tmp_path / "tree")

@@ -11,6 +11,7 @@ from guestctl.errors import ArchiveError
 __all__ = ["CHUNK", "Read", "Stream", "copy_range", "write_all"]
 
 CHUNK = 1 << 18
+_PADDING_MAX = 1 << 24
 _BIG = 1 << 16  # from here on the kernel copies, not we
 
 Read = Callable[[int], bytes]
@@ -183,12 +184,15 @@ class Stream:
     def drain(self) -> bool:
         """Reads to the end, so that a decompressor checks its sums and a pipe's writer ends.
 
-        Returns whether there was nothing but zeros; of a file, what is behind other bytes is left.
+        Returns whether there was nothing but zeros. Of a file only so much is looked at as an
+        archiver may pad with: it may go on for a terabyte, as a hole.
         """
         rest = self._buffer[self._pos :]
         self._buffer = memoryview(b"")
         self._pos = 0
         clean = not bytes(rest).strip(b"\0")
-        while (clean or self.fd < 0) and (data := self._read(CHUNK)):
+        seen = 0
+        while (self.fd < 0 or (clean and seen < _PADDING_MAX)) and (data := self._read(CHUNK)):
             clean = clean and not data.strip(b"\0")
+            seen += len(data)
         return clean
