@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from guestctl.agent import Agent
 from guestctl.bridge import Bridge, bridged
 from guestctl.console import ConsoleKeeper
 from guestctl.errors import GuestctlError
@@ -27,7 +26,6 @@ from guestctl.spec import GuestSpec
 from guestctl.standing import Standing
 from guestctl.targets import target
 from guestctl.template import Template, load
-from guestctl.wire import Op, Tag
 
 __all__ = ["Birth", "MadeOf", "kill", "reaped"]
 
@@ -109,6 +107,8 @@ class Birth:
         if self._stopping():
             raise GuestctlError("it was stopped")
         if made_of is not None:
+            from guestctl import agent as _agent  # noqa: F401  # while QEMU starts
+
             load(self._folder.monitor, made_of.state)
         self._make_ready(made_of, timeout)
         self.interruptible = False
@@ -160,6 +160,10 @@ class Birth:
 
     def _make_ready(self, made_of: MadeOf | None, timeout: float) -> None:
         """Waits for the agent and makes the guest usable; raises GuestLost."""
+        # Loaded while QEMU starts.
+        from guestctl.agent import Agent
+        from guestctl.wire import Op, Tag
+
         patience = Patience(timeout, starved=self.starved)
         agent = Agent.connect(
             connected_socket(self._folder.agent),

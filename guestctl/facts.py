@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from guestctl.agent import Agent
 from guestctl.errors import GuestctlError
 from guestctl.jobs import JobBook, read_jobs
 from guestctl.journal import record
@@ -94,6 +93,8 @@ def orphans(folder: GuestDir) -> list[dict[str, Any]]:
 
 def live_jobs(folder: GuestDir) -> tuple[int, ...]:
     """The jobs that the agent has; the caller holds the lease. Raises GuestLost, OSError."""
+    from guestctl.agent import Agent  # not before it is needed: it takes time
+
     hangs_up = folder.spec()["channel"] == "virtio"
     agent = Agent.connect(
         connected_socket(folder.agent), timeout=_PROBE_TIMEOUT, orphan=0, hangs_up=hangs_up

@@ -23,17 +23,16 @@ from guestctl.memory import write_sparse
 from guestctl.mounting import MOUNT_OPTIONS, WORK
 from guestctl.processes import processor_time
 from guestctl.qemu.confine import Confinement
-from guestctl.qemu.machine import Machine, Paths
+from guestctl.qemu.machine import Machine
 from guestctl.qemu.monitor import Monitor
 from guestctl.qemu.spawn import Running, scratch_disk, spawn
 from guestctl.rundir import bound_socket, connected_socket
 from guestctl.spec import GuestSpec
+from guestctl.template import ignore_shared, machine_to_save
 from guestctl.wire import Op, Tag
 
-__all__ = ["FILES", "ignore_shared", "machine_to_save", "save"]
+__all__ = ["save"]
 
-# What is saved, beside the console's log.
-FILES = ("ram", "state", "scratch")
 _SETTLE = 0.25  # until the guest has nothing left to do
 _SAVE_TIMEOUT = 30.0
 _STEP_TIMEOUT = 60.0
@@ -43,18 +42,9 @@ _ROUNDS = 100
 _POLL = 0.05
 
 
-def machine_to_save(spec: GuestSpec, paths: Paths) -> Machine:
-    return replace(Machine.of(spec), paths=paths, saving="save", security_model="mapped-file")
-
-
-def ignore_shared(qemu: Monitor) -> None:
-    """The memory is where it is: it does not go through the state."""
-    capability = {"capability": "x-ignore-shared", "state": True}
-    qemu.ask("migrate-set-capabilities", capabilities=[capability])
-
-
 def save(spec: GuestSpec, aside: Path) -> float:
-    """Leaves FILES and console.log in `aside`; returns the processor seconds that PREPARE took.
+    """Leaves ram, state, scratch and console.log in `aside`; returns the processor seconds that
+    PREPARE took.
 
     Raises GuestctlError and OSError.
     """

@@ -13,7 +13,6 @@ import socket
 import time
 from pathlib import Path
 
-from guestctl.agent import Agent
 from guestctl.birth import Birth, MadeOf, kill, reaped
 from guestctl.errors import GuestctlError
 from guestctl.handover import Handover, tell_starter
@@ -23,7 +22,6 @@ from guestctl.qemu.bounds import limit_resources
 from guestctl.rundir import GuestDir, connected_socket, flocked
 from guestctl.spec import GuestSpec
 from guestctl.standing import Standing
-from guestctl.wire import Op
 
 __all__ = ["Supervisor", "main"]
 
@@ -91,6 +89,9 @@ class Supervisor:
 
         One that has no share mounted holds nothing that anybody will ever read again.
         """
+        from guestctl.agent import Agent
+        from guestctl.wire import Op
+
         lease = flocked(self._folder.lease)
         if lease is None:
             self._quit()

@@ -32,15 +32,24 @@ from guestctl.errors import GuestctlError
 from guestctl.memory import sealed_copy
 from guestctl.patience import pace_of
 from guestctl.qemu.accel import qemu_program
-from guestctl.qemu.machine import DESCRIPTORS, Machine, qemu_argv
+from guestctl.qemu.machine import DESCRIPTORS, Machine, Paths, qemu_argv
 from guestctl.qemu.monitor import Monitor
 from guestctl.rundir import read_json, write_json
-from guestctl.saving import FILES, ignore_shared, machine_to_save, save
 from guestctl.spec import GuestSpec
 from guestctl.targets import target
 
-__all__ = ["NoTemplate", "Saved", "Template", "load", "obtain"]
+__all__ = [
+    "NoTemplate",
+    "Saved",
+    "Template",
+    "ignore_shared",
+    "load",
+    "machine_to_save",
+    "obtain",
+]
 
+# What is saved, beside the console's log.
+_FILES = ("ram", "state", "scratch")
 # Raised when a template is made in another way.
 _VERSION = 3
 _LOAD_TIMEOUT = 10.0
@@ -78,7 +87,7 @@ class Template:
             raise NoTemplate("it is from before the host's last boot")
         with contextlib.ExitStack() as stack:
             handles = {}
-            for name in FILES:
+            for name in _FILES:
                 try:
                     handles[name] = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
@@ -127,6 +136,16 @@ class Saved:
             return sealed_copy(self.ram)
         except OSError as error:
             raise NoTemplate(f"its memory cannot be copied: {error.strerror}") from None
+
+
+def machine_to_save(spec: GuestSpec, paths: Paths) -> Machine:
+    return replace(Machine.of(spec), paths=paths, saving="save", security_model="mapped-file")
+
+
+def ignore_shared(qemu: Monitor) -> None:
+    """The memory is where it is: it does not go through the state."""
+    capability = {"capability": "x-ignore-shared", "state": True}
+    qemu.ask("migrate-set-capabilities", capabilities=[capability])
 
 
 def load(monitor: Path, state: int) -> None:
@@ -225,6 +244,8 @@ def _locked(path: Path, timeout: float) -> Iterator[None]:
 
 def _make(spec: GuestSpec, template: Template) -> None:
     """Boots a guest, saves it aside, and renames that; the caller holds the lock."""
+    from guestctl.saving import save  # which most never need
+
     aside = template.folder.with_name(f".{template.folder.name}")
     for left in (aside, template.folder):
         shutil.rmtree(left, ignore_errors=True)
@@ -232,7 +253,7 @@ def _make(spec: GuestSpec, template: Template) -> None:
     try:
         begin = time.monotonic()
         prepared = save(spec, aside)
-        facts: dict[str, Any] = {name: _identity(aside / name) for name in FILES}
+        facts: dict[str, Any] = {name: _identity(aside / name) for name in _FILES}
         facts |= {"boot": _boot(), "seconds": round(time.monotonic() - begin, 3)}
         pace = pace_of(prepared, target(spec.arch).prepare_seconds)
         facts |= {"prepare_seconds": round(prepared, 4), "pace": pace}
