@@ -26,6 +26,7 @@ __all__ = ["await_ready", "end_guests", "forget_share", "pool_alive", "start_gue
 
 _STOP_TIMEOUT = 12.0
 _REPORT_GRACE = 10.0
+_LOCK_TIMEOUT = 2.0
 
 
 def start_guest(
@@ -79,7 +80,10 @@ def start_guest(
 
 def _lock_share(share: Path, runtime: Path) -> int:
     """A lock that lives as long as the supervisor that inherits it."""
-    handle = flocked(share_lock(share, runtime))
+    # A supervisor that was killed as it started may take a moment to be gone.
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    while (handle := flocked(share_lock(share, runtime))) is None and time.monotonic() < deadline:
+        time.sleep(0.02)
     if handle is None:
         raise PoolError(
             f"the share {share} is in use by another guest",

@@ -67,16 +67,16 @@ class Soak:
     def run(self) -> Report:
         """Raises what bringing the pool up raises."""
         before, locks = held_by_us(), lock_names(self._places)
-        name = f"soak-{time.monotonic_ns():x}"[:30]
         begin = time.monotonic()
-        pool = Pool(self._options.arch, self._options.guests, name=name, places=self._places)
+        # Without a name of its own it ends with us, should we be killed.
+        pool = Pool(self._options.arch, self._options.guests, places=self._places)
         try:
             self._work(pool, begin)
         finally:
             pool.down()
         self._report.seconds = time.monotonic() - begin
         self._report.replaced = max(0, len(self._seen) - self._options.guests)
-        self._look_for_leaks(name, before)
+        self._look_for_leaks(pool.name, before)
         self._report.leaks += locks_left(self._places, locks)
         return self._report
 
