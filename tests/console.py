@@ -69,18 +69,13 @@ class Console:
         self._process.stdin.write(text.encode())
         self._process.stdin.flush()
 
-    def run(self, command: str, timeout: float = 300.0) -> str:
-        """Types a command at a shell's prompt; returns what it says, without the prompt.
-
-        :raise AssertionError: its status is not 0.
-        """
-        # The shell puts the words together, so that the echo of what is typed is not the answer.
-        self.type(f"echo be''gin; {command}; echo en''d=$?\n")
-        self.await_(rb"[\r\n]begin\r\n", timeout)
-        said = self.await_(rb"end=[0-9]+\r", timeout)
-        text, _, status = said.rpartition(b"end=")
-        assert status.strip() == b"0", self._last(f"{command}: status {status.decode().strip()}")
-        return _ESCAPES.sub(b"", text).decode(errors="replace").strip("\n")
+    def run(self, command: str, prompt: bytes = b"# ", timeout: float = 300.0) -> str:
+        """Types a command at a prompt; returns what it says until the prompt comes again."""
+        self.type(f"{command}\n")
+        said = self.await_(rb"\n" + re.escape(prompt), timeout)
+        # The terminal echoes what is typed, and ends that line.
+        text = _ESCAPES.sub(b"", said).decode(errors="replace")
+        return text.partition("\n")[2].removesuffix(prompt.decode()).strip("\n")
 
     def end(self, timeout: float = 120.0) -> int:
         """Waits until the process has ended, and reads what it says meanwhile."""

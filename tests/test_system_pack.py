@@ -278,3 +278,24 @@ def test_skopeo_takes_the_oci_layout(rootfs: Path, tmp_path: Path) -> None:
 def test_an_unknown_format(rootfs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown format 'vmdk'"):
         pack(rootfs, tmp_path / "out", "vmdk")
+
+
+def test_ext4_has_room_for_many_further_names(tmp_path: Path) -> None:
+    """debugfs makes no room for a hard link: folders of them, such as terminfo's, get it ahead."""
+    names = [f"d/{number:03}-{'n' * 60}" for number in range(300)]
+    with tarfile.open(tmp_path / "links.tar", "w") as tar:
+        folder = tarfile.TarInfo("d")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(folder)
+        tar.addfile(tarfile.TarInfo(names[0]))
+        for name in names[1:]:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = tarfile.LNKTYPE, names[0]
+            tar.addfile(entry)
+    out = tmp_path / "links.ext4"
+    assert pack(tmp_path / "links.tar", out, "ext4") == ()
+    listed = subprocess.run(
+        ["debugfs", "-R", "ls -p /d", str(out)],
+        capture_output=True, text=True, check=True, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+    )  # fmt: skip
+    assert sum("-nnn" in line for line in listed.stdout.splitlines()) == len(names)

@@ -78,8 +78,10 @@ def _needs(rootfs: RootFs) -> tuple[int, int]:
 def _script(rootfs: RootFs, scratch: Path, epoch: int) -> Iterator[bytes]:
     """debugfs' commands, one a line. Folders are entered, so that names stay short."""
     links = Counter(entry.link or entry.path for entry, _ in rootfs.entries())
+    blocks = _blocks_ahead(rootfs)
     number = 0
     yield b"rmdir lost+found"
+    yield from [b"expand_dir /"] * blocks[b""]
     for entry, content in rootfs.packable():
         if b"\n" in entry.path + entry.target:
             raise ArchiveError(
@@ -95,12 +97,29 @@ def _script(rootfs: RootFs, scratch: Path, epoch: int) -> Iterator[bytes]:
             yield b'cd "/%s"' % folder.replace(b'"', b'""')
             short = b'"' + name.replace(b'"', b'""') + b'"'
             yield _creation(entry, short, content)
+            yield from [b"expand_dir " + path] * blocks[entry.path]
         yield from _inode(rootfs, entry, path, links[entry.path], epoch)
         for key, value in sorted(entry.xattrs.items()):
             number += 1
             spool = scratch / f"{number}"
             spool.write_bytes(value)
             yield b"ea_set -f %s %s %s" % (os.fsencode(spool), path, key)
+
+
+def _blocks_ahead(rootfs: RootFs) -> Counter[bytes]:
+    """How many blocks each folder needs beside its first, for folders with further names of files:
+    debugfs' `ln` does not make room itself, as its other commands do.
+    """
+    sizes: Counter[bytes] = Counter()
+    linked = set()
+    for entry, _content in rootfs.entries():
+        folder, _, name = entry.path.rpartition(b"/")
+        sizes[folder] += 8 + -(-len(name) // 4) * 4
+        if entry.link is not None:
+            linked.add(folder)
+    # What a block holds at least: it ends in a checksum, and the longest name may not fit.
+    least = _BLOCK - 12 - (8 + 256)
+    return Counter({folder: sizes[folder] // least for folder in linked})
 
 
 def _creation(entry: Entry, name: bytes, content: int) -> bytes:
