@@ -20,8 +20,9 @@ def screen(lines: Sequence[str]) -> str:
         for number, line in enumerate(shown)
         if line
     )
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n'
         f'<rect width="{width}" height="{height}" rx="6" fill="#1d1f21"/>\n'
         '<g font-family="monospace" font-size="13" fill="#d8d8d8" xml:space="preserve">\n'
         f"{texts}\n</g>\n</svg>\n"
