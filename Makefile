@@ -55,4 +55,4 @@ proof: setup
 	$(BIN)/python -m tests.proof $(PROOF)
 
 clean:
-	rm -rf $(VENV) guest-init/out host-view/out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -163,9 +163,9 @@ def own_places(tmp_path: Path, places: Places) -> Places:
 @pytest.fixture(scope="session")
 def program() -> Path:
     """The agent for this machine, with sanitizers: what `make check` builds."""
-    out = ROOT / "guest-init" / "out"
-    out.mkdir(exist_ok=True)
+    out = ROOT / "build" / "guest-init"
+    out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        subprocess.run(["make", "-s", "-C", out.parent, "agent"], check=True, timeout=300)
+        subprocess.run(["make", "-s", "-C", ROOT / "guest-init", "agent"], check=True, timeout=300)
     return out / "agent"

@@ -54,6 +54,13 @@ def test_it_is_the_wheel_that_is_imported(installed: Path) -> None:
     assert str(installed.parent) in where
 
 
+def test_nothing_that_was_built_here_is_in_it(installed: Path) -> None:
+    site = next(installed.parent.glob("lib/python*/site-packages"))
+    data = [path for path in (site / "guestctl" / "data").rglob("*") if path.is_file()]
+    assert data
+    assert [path for path in data if path.read_bytes().startswith(b"\x7fELF")] == []
+
+
 def test_image_build_needs_no_checkout(installed: Path) -> None:
     """With the same inputs the image is in the cache, which shows that the inputs are the same."""
     _python("-m", "guestctl", "image", "build", "armv5l")

@@ -7,7 +7,7 @@ seconds=${1:-60}
 python=.venv/bin/python
 [ -x $python ] || python=python
 # A copy of its own, so that what it builds is in nobody's way.
-out=guest-init/out/fuzz
+out=build/guest-init/fuzz
 corpus=$out/corpus
 
 rm -rf "$corpus"
