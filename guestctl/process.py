@@ -293,6 +293,9 @@ class Process:
         return self._made("exited", event.value, event)
 
     def _failed(self, event: events.NotStarted) -> Result:
+        if self._timed_out:
+            # Its time was over before it ran.
+            return self._made("timeout", STATUS_TIMEOUT, None, error=self._why_killed)
         at_exec = event.stage == STAGE_EXEC
         status = status_of_errno(event.errno) if at_exec else STATUS_BROKEN
         reason = os.strerror(event.errno)

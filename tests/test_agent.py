@@ -563,3 +563,9 @@ def test_a_slow_reader_is_not_the_commands_silence(agent: Agent) -> None:
 
     result = process(agent, "echo", "x", stdout=Slow(), idle_timeout=1.0).wait()
     assert (result.outcome, result.status) == ("exited", 0)
+
+
+def test_a_time_out_is_one_even_before_the_command_runs(agent: Agent) -> None:
+    for _ in range(20):
+        result = process(agent, "sleep", "1000", timeout=0.0001).wait()
+        assert (result.outcome, result.status) == ("timeout", 124)
