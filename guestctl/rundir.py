@@ -180,14 +180,6 @@ class GuestDir:
         return self.path / "used"
 
     @property
-    def thrown_away(self) -> bool:
-        """Whether it was leased to be used once."""
-        try:
-            return self.used.read_text(encoding="ascii") == "fresh"
-        except FileNotFoundError:
-            return False
-
-    @property
     def keyboard(self) -> Path:
         """The socket on which the supervisor takes what is to be typed into the console."""
         return self.path / "console"

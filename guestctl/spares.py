@@ -147,7 +147,7 @@ def _worn(pool: PoolDir) -> tuple[GuestDir, int] | None:
     thrown away.
     """
     used = [folder for folder in pool.guests() if folder.used.exists() or is_lost(folder)]
-    for folder in sorted(used, key=lambda folder: not folder.thrown_away):
+    for folder in sorted(used, key=lambda folder: not _thrown_away(folder)):
         if folder.spec().get("member"):
             continue
         lease = flocked(folder.lease)
@@ -158,6 +158,14 @@ def _worn(pool: PoolDir) -> tuple[GuestDir, int] | None:
                 return folder, lease
         os.close(lease)
     return None
+
+
+def _thrown_away(folder: GuestDir) -> bool:
+    """Whether it was leased to be used once."""
+    try:
+        return folder.used.read_text(encoding="ascii") == "fresh"
+    except FileNotFoundError:
+        return False
 
 
 def _additional(pool: PoolDir, options: PoolOptions) -> tuple[GuestDir, int] | None:
