@@ -310,7 +310,9 @@ class Agent:
 
     def _of_stream(self, event: events.Output | events.Ended) -> None:
         self._queue(event.stream, event)
-        self._forget_ended(event.stream)
+        # The session may know of the end already while data that came with it is handed on.
+        if isinstance(event, events.Ended):
+            self._forget_ended(event.stream)
 
     def _last_of_job(self, event: events.Exited | events.NotStarted) -> None:
         self._queue(event.job, event)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from guestctl import events
-from guestctl.agent import Agent
+from guestctl.agent import Agent, Job
 from guestctl.errors import Detached, GuestHung, GuestLost, RequestFailed
 from guestctl.process import PIPE, Host, Process
 from guestctl.services import offer
@@ -294,6 +294,36 @@ def test_many_calls_at_once_leave_nothing_behind(native: Native, agent: Agent) -
         process(agent, sys.executable, "-c", script, stdin=b"%d" % n * 1000) for n in range(16)
     ]
     assert [one.wait().stdout for one in running] == [b"%d" % n * 1000 for n in range(16)]
+    until(lambda: not agent._jobs)
+
+
+def test_a_last_word_after_the_hosts_end_is_heard_and_so_is_the_end(
+    native: Native, agent: Agent
+) -> None:
+    """Data and end may come in one piece, when the stream is closed on this side already."""
+    heard: list[object] = []
+
+    def listen(stream: Job) -> None:
+        agent.end_stdin(stream)
+        while not isinstance(heard[-1] if heard else None, events.Ended):
+            heard.append(agent.take(stream, 20))
+
+    agent.offer(b"late", lambda stream: threading.Thread(target=listen, args=(stream,)).start())
+    script = f"""
+import socket
+s = socket.socket(socket.AF_UNIX)
+s.connect(b"\\0" + {native.name!r}.encode())
+s.sendall(b"late\\n")
+assert s.recv(1) == b""
+s.sendall(b"word")
+s.close()
+"""
+    for _ in range(10):
+        heard.clear()
+        process(agent, sys.executable, "-c", script).wait().check()
+        until(lambda: len(heard) > 1 and isinstance(heard[-1], events.Ended))
+        said = b"".join(event.data for event in heard if isinstance(event, events.Output))
+        assert said == b"word"
     until(lambda: not agent._jobs)
 
 
