@@ -18,11 +18,24 @@ enum {
 };
 
 static int file = -1;
+static const char *home = "";
+
+void file_home(const char *cwd)
+{
+	home = cwd;
+}
 
 static int take_path(char *path, const uint8_t *from, size_t length)
 {
+	size_t above = strlen(home);
+
 	if (length == 0 || length >= PATH_MAX || memchr(from, 0, length))
 		return EPROTO;
+	if (above > 1 && length > above + 1 && memcmp(from, home, above) == 0 &&
+	    from[above] == '/') {
+		from += above + 1;
+		length -= above + 1;
+	}
 	memcpy(path, from, length);
 	path[length] = 0;
 	return 0;

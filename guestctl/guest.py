@@ -285,7 +285,7 @@ class Guest:
             pace=self.pace,
             starved=self._folder.starvation(),
             lost=lambda error: explained(self._folder, error),
-            ended=lambda result: self._book.closed(job.id, result),
+            ended=lambda result: self._ended(job.id, result),
             left=self.detach,
             end=self.kill,
         )
@@ -293,6 +293,11 @@ class Guest:
         self._book.counted(job.id, lambda: process.received)
         self._meter.start()
         return process
+
+    def _ended(self, number: int, result: Result) -> None:
+        self._book.closed(number, result)
+        if self.offload:
+            self.offload.ended(number, result)
 
     def detach(self) -> None:
         """Ends the session and leaves what runs to itself, for `Pool.adopt` to find."""

@@ -20,6 +20,7 @@ from guestctl.spec import OFFLOAD_MODES, GuestSpec
 from guestctl.targets import target
 
 __all__ = [
+    "NOT_OFFLOADED",
     "Plan",
     "PoolOptions",
     "available_memory",
@@ -29,6 +30,8 @@ __all__ = [
     "own_shares",
     "plan_pool",
 ]
+
+NOT_OFFLOADED = "nothing is offloaded"  # how the remark begins that says why
 
 _OVERHEAD = 64  # MiB of host memory that a QEMU takes beside its guest's
 # QEMU's own, and what the guest holds open in its share.
@@ -150,6 +153,7 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
                 offload_reason=no_offload,
                 cache=str(places.cache),
                 runtime=str(places.runtime),
+                config=str(places.config),
                 ledger=str(ledger_path(places, name)),
             )
         )
@@ -160,7 +164,7 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
     if not confinement.namespaces:
         remarks.append(f"QEMU has no namespaces of its own: {confinement.reason}")
     if no_offload and options.offload != "off" and best.name == "tcg":
-        remarks.append(f"nothing is offloaded: {no_offload}")
+        remarks.append(f"{NOT_OFFLOADED}: {no_offload}")
     return Plan(tuple(guests), made.id, tuple(remarks))
 
 

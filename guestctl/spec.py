@@ -140,6 +140,7 @@ class GuestSpec:
     offload_reason: str = ""
     cache: str = ""
     runtime: str = ""
+    config: str = ""
     ledger: str = ""
     # The folder of the template that it is cloned from; or why it has to boot.
     template: str = ""

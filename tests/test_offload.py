@@ -10,8 +10,16 @@ from pathlib import Path
 import pytest
 
 from guestctl.errors import OffloadError, ProtocolError
+from guestctl.offload.builds import builds_of, split
 from guestctl.offload.distcc import DistccCall, encode_answer, read_call
-from guestctl.offload.ledger import Entry, Ledger, read_ledger, summarize
+from guestctl.offload.ledger import (
+    Entry,
+    JobRecord,
+    Ledger,
+    read_jobs,
+    read_ledger,
+    summarize,
+)
 from guestctl.offload.messages import Decoder, Request, message, number, pieces
 from guestctl.offload.place import Place, Unseen, locate
 from guestctl.offload.slots import Slots
@@ -234,8 +242,23 @@ def test_what_words_say(words: bytes, step: str, distcc: bool) -> None:
     assert is_compilation(argv[0], argv) == distcc
 
 
+@pytest.mark.parametrize(
+    ("words", "cwd"),
+    [
+        (b"gcc -c -o ztest12.o ztest12.c", b"/work"),
+        (b"cc -o CMakeFiles/cmTC_1a2b.dir/test.c.o -c t.c", b"/work/CMakeFiles/CMakeTmp"),
+        (b"gcc CMakeCCompilerId.c", b"/work/CMakeFiles/3.25.1/CompilerIdC"),
+        (b"gcc -c conftest.c", b"/"),
+    ],
+)
+def test_what_is_only_tried_is_configure(words: bytes, cwd: bytes) -> None:
+    argv = words.split()
+    assert step_of(argv[0], argv, cwd) == "configure"
+
+
 def test_debug_information_has_columns() -> None:
     assert shows_columns([b"gcc", b"-ggdb3", b"-c"])
+    assert shows_columns([b"gcc", b"-fsanitize=undefined", b"-c"])
     assert not shows_columns([b"gcc", b"-g0", b"-c", b"g.c"])
 
 
@@ -332,7 +355,7 @@ def entry(where: str, step: str = "compile", **facts: object) -> Entry:
 
 def test_a_ledger_is_read_back_and_summed_up(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "new" / "l.jsonl")
-    ledger.add(entry("offload", seconds=2.0, host=1.0, waited=0.25, written=10))
+    ledger.add(entry("offload", seconds=2.0, host=1.0, waited=0.25, share=0.5, written=10))
     ledger.add(entry("guest", "link", reason="because", seconds=5.0))
     ledger.add(entry("distcc", seconds=1.0))
     ledger.add(entry("guest", "link", reason="because"))
@@ -348,6 +371,7 @@ def test_a_ledger_is_read_back_and_summed_up(tmp_path: Path) -> None:
     assert summary.reasons == [("because", 2)]
     assert summary.steps["compile"] == {
         "calls": 2, "local": 0, "seconds": 3.0, "host": 1.0, "waited": 0.25, "transfer": 1.75,
+        "share": 0.5,
     }  # fmt: skip
     assert summary.steps["link"]["local"] == 2
     assert summary.written == 10
@@ -361,6 +385,41 @@ def test_a_broken_ledger_is_named(tmp_path: Path) -> None:
     path.write_text('{"where": 1}\n')
     with pytest.raises(OffloadError, match="line 1"):
         read_ledger(path)
+
+
+def test_the_time_of_a_build_is_split_without_a_rest() -> None:
+    # A configure script from 1 to 5, a try of which runs on while make already compiles.
+    made = [
+        entry("offload", "configure", begin=1.0, seconds=0.5),
+        entry("offload", "ask", begin=2.0, seconds=0.5),
+        entry("offload", "configure", begin=4.0, seconds=1.0, share=0.25),
+        entry("offload", "compile", begin=6.0, seconds=2.0, share=1.0),
+        entry("guest", "link", begin=7.0, seconds=2.0),
+        entry("offload", "ask", begin=9.5, seconds=0.25),
+        entry("offload", "archive", begin=20.0, seconds=1.0),
+    ]
+    parts = split(made, 0.0, 10.0)
+    assert parts == {"configure": 3.75, "compile": 0.75, "link": 1.5, "9p": 1.0, "other": 3.0}
+    assert sum(parts.values()) == 10.0
+    assert split([], 3.0, 5.0)["other"] == 2.0
+
+
+def test_builds_of_a_ledger_are_told_apart(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l.jsonl")
+    for session in (1.0, 2.0):
+        for _ in range(int(session)):
+            ledger.add(entry("offload", session=session, begin=5.0, seconds=1.0, host=0.5))
+        ledger.add(entry("guest", session=session, begin=6.0, seconds=1.0, reason="because"))
+        ledger.add(JobRecord("g0", 1, ["make"], 0, 5.0 - session, 4.0, session))
+    ledger.close()
+    second, first = builds_of(read_ledger(ledger.path), read_jobs(ledger.path))
+    assert (first.name, first.calls, first.local, first.reasons) == ("g0:1", 2, 1, [("because", 1)])
+    assert (second.calls, second.saved) == (3, 28.0)
+    assert second.as_json()["parts"]["compile"] == 2.0
+    with open(ledger.path, "ab") as file:
+        file.write(b'{"guest": "g0"}\n')
+    with pytest.raises(OffloadError, match="line 8 is no entry: it lacks"):
+        read_jobs(ledger.path)
 
 
 def test_slots_bound_what_runs_at_once(tmp_path: Path) -> None:

@@ -466,6 +466,12 @@ def test_a_cancelled_call_leaves_nothing(bench: Bench) -> None:
     assert bench.call("say", "still here").status == 0
 
 
+def test_a_call_can_be_cancelled_before_anything_runs(bench: Bench) -> None:
+    call = probe("sleep", "600", mounts=(ROOT, WORK))
+    outcome = bench.view.call(call, lambda: bench.view.cancel(call))
+    assert outcome.trouble == "cancelled"
+
+
 def test_a_call_that_waits_for_others_can_be_cancelled(open_view: Callable[..., Bench]) -> None:
     bench = open_view(limits=Limits(calls=1, seconds=60))
     first, second = (probe("sleep", "50", mounts=(ROOT,)) for _ in range(2))

@@ -109,12 +109,13 @@ def leased(options: dict[str, Any]) -> Iterator[Place]:
 
 def _own_pool(options: dict[str, Any]) -> Pool:
     """A pool of one guest; with a name, so that it outlives us, only where it may be kept."""
+    from guestctl.plan import NOT_OFFLOADED
     from guestctl.pool import Pool
 
     name = f"kept-{secrets.token_hex(3)}" if options.get("keep_failed") else None
     model = options["security_model"] or "mapped-file"
     share = options["share"]
-    return Pool(
+    pool = Pool(
         options["arch"],
         1,
         name=name,
@@ -127,6 +128,11 @@ def _own_pool(options: dict[str, Any]) -> Pool:
         memory=options.get("memory"),
         offload=options.get("offload", "auto"),
     )
+    for remark in pool.remarks():
+        if remark.startswith(NOT_OFFLOADED):
+            # A build would be slow, and nothing else would tell why.
+            sys.stderr.write(f"guestctl: {remark}\n")
+    return pool
 
 
 def start(

@@ -9,15 +9,14 @@ translated and confined as all others, and nothing has to be installed.
 from __future__ import annotations
 
 import logging
-import re
 import socket
 import threading
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from guestctl.errors import GuestctlError, ProtocolError
 from guestctl.offload.messages import Request
+from guestctl.offload.tokens import TokenReader, token
 from guestctl.offload.tools import Answer, StepDown, Tools
 from guestctl.view import Given
 
@@ -29,7 +28,6 @@ _ARGUMENTS_MAX = 4096
 _ARGUMENT_MAX = 1 << 16
 _SOURCE_MAX = 256 << 20
 _TIMEOUT = 600.0
-_TOKEN = re.compile(rb"([A-Z]{4})([0-9a-f]{8})")
 # What a source is called once it is preprocessed: gcc takes the language from the name.
 _PREPROCESSED = {
     b"c": b".i", b"i": b".i",
@@ -61,7 +59,7 @@ class DistccCall:
 
 def read_call(connection: socket.socket) -> DistccCall:
     """Takes a request from a connection; raises ProtocolError."""
-    data = _Input(connection)
+    data = TokenReader(connection)
     if data.number(b"DIST") != 1:
         raise ProtocolError("not protocol 1 of distcc")
     count = data.number(b"ARGC")
@@ -77,35 +75,7 @@ def encode_answer(status: int, stderr: bytes, stdout: bytes, made: bytes | None)
     """What distcc waits for; `status` is as of waitpid(2)."""
     values = ((b"SERR", stderr), (b"SOUT", stdout), (b"DOTO", made or b""))
     head = b"DONE%08xSTAT%08x" % (1, status)
-    return head + b"".join(b"%s%08x%s" % (token, len(value), value) for token, value in values)
-
-
-class _Input:
-    """Tokens from a socket."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-
-    def number(self, token: bytes) -> int:
-        match = _TOKEN.fullmatch(self._take(12))
-        if match is None or match[1] != token:
-            raise ProtocolError(f"distcc did not send {token.decode()}")
-        return int(match[2], 16)
-
-    def value(self, token: bytes, most: int) -> bytes:
-        size = self.number(token)
-        if size > most:
-            raise ProtocolError(f"{size} bytes of {token.decode()}")
-        return self._take(size)
-
-    def _take(self, size: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < size:
-            data = self._connection.recv(min(size - len(parts), 1 << 16))
-            if not data:
-                raise ProtocolError("distcc's request is cut off")
-            parts += data
-        return bytes(parts)
+    return head + b"".join(token(name, value) for name, value in values)
 
 
 class Distcc:
@@ -114,7 +84,7 @@ class Distcc:
     def __init__(self, tools: Tools, slots: int) -> None:
         self._tools = tools
         self._slots = slots
-        self._served: Counter[tuple[int, bytes]] = Counter()
+        self._served: dict[tuple[int, bytes], list[str]] = {}
         self._lock = threading.Lock()
 
     def settings(self) -> bytes:
@@ -140,7 +110,8 @@ class Distcc:
             if isinstance(done, Answer):
                 # Before the answer, with which the guest's distcc may end.
                 with self._lock:
-                    self._served[job, _source_of(call.argv)] += 1
+                    key = (job, _source_of(call.argv))
+                    self._served.setdefault(key, []).append(done.compile_host)
                 answer = encode_answer(0, done.stderr, done.stdout, done.written[0].data)
             else:
                 _log.info("distcc: %s", done.reason)
@@ -167,15 +138,18 @@ class Distcc:
             return StepDown(f"left to the guest, with status {done.status}")
         return done
 
-    def took(self, job: int, argv: Sequence[bytes]) -> bool:
-        """Whether a call of a job was served here, which it says once for each time."""
+    def took(self, job: int, argv: Sequence[bytes]) -> str | None:
+        """Whether a call of a job was served here, which it says once for each time: the compile
+        host that did it, nothing for this one, None if it was not."""
         key = (job, _source_of(argv))
         with self._lock:
-            self._served[key] -= 1
-            if self._served[key] >= 0:
-                return True
-            del self._served[key]
-            return False
+            hosts = self._served.get(key)
+            if not hosts:
+                return None
+            host = hosts.pop(0)
+            if not hosts:
+                del self._served[key]
+            return host
 
 
 def _source_of(argv: Sequence[bytes]) -> bytes:

@@ -6,20 +6,30 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from guestctl.errors import OffloadError
 
-__all__ = ["LEDGER_MAX", "Entry", "Ledger", "Summary", "read_ledger", "summarize"]
+__all__ = [
+    "LEDGER_MAX",
+    "Entry",
+    "JobRecord",
+    "Ledger",
+    "Summary",
+    "read_jobs",
+    "read_ledger",
+    "saved",
+    "summarize",
+]
 
 LEDGER_MAX = 256 << 20  # bytes; a build that makes more calls loses the last ones' entries
 # How much slower the guest is at the same work, where nothing in the ledger tells: measured for
 # cc1 on ARMv5 (docs/offload.md).
 _SLOWER = 30.0
-_COLUMNS = ("calls", "local", "seconds", "host", "waited", "transfer")
+_COLUMNS = ("calls", "local", "seconds", "host", "waited", "transfer", "share")
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,10 @@ class Entry:
     """One call. Times in seconds; `where` is offload, distcc or guest.
 
     `seconds` is what the caller waited, `host` what the tool took on the host, `waited` the time
-    for a slot. `read` is the size of standard input, `written` of all that came back.
+    for a slot, `share` what the guest took to write files to the share, those before the call
+    included. `read` is the size of standard input, `written` of all that came back. `session` is
+    when the lease began: job numbers begin anew in a fresh guest. `compile_host` is the machine
+    that compiled, where it was another one.
     """
 
     where: str
@@ -43,8 +56,24 @@ class Entry:
     seconds: float = 0.0
     host: float = 0.0
     waited: float = 0.0
+    share: float = 0.0
     read: int = 0
     written: int = 0
+    session: float = 0.0
+    compile_host: str = ""
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """The end of a command that has called tools. Times in seconds, `begin` since the epoch."""
+
+    guest: str
+    job: int
+    argv: list[str]
+    status: int
+    begin: float
+    seconds: float
+    session: float = 0.0
 
 
 class Ledger:
@@ -58,11 +87,11 @@ class Ledger:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
-    def add(self, entry: Entry) -> None:
-        """Writes one entry: one line in one write, so that writers do not mix."""
+    def add(self, entry: Entry | JobRecord) -> None:
+        """Writes one record: one line in one write, so that writers do not mix."""
         line = json.dumps(asdict(entry), ensure_ascii=True).encode() + b"\n"
         with self._lock:
-            if entry.where == "guest":
+            if isinstance(entry, Entry) and entry.where == "guest":
                 self._reasons.setdefault(entry.job, Counter())[entry.reason] += 1
             if self._handle >= 0 and os.fstat(self._handle).st_size < LEDGER_MAX:
                 os.write(self._handle, line)
@@ -93,10 +122,12 @@ class Ledger:
 class Summary:
     """What a ledger comes to. Times in seconds, sizes in bytes.
 
+    `compile_hosts` counts the calls that other machines compiled.
+
     `saved` is an estimate: what the accelerated calls would have taken in the guest, less what
     they took. `steps` splits calls and the time that their callers waited: `host` is the tools'
     own, `waited` that for a slot, and `transfer` all the rest of calls that the host carried out:
-    stub, channel, 9p. `local` counts those that ran in the guest.
+    stub, channel, and `share`, the files. `local` counts those that ran in the guest.
     """
 
     calls: int
@@ -108,6 +139,7 @@ class Summary:
     reasons: list[tuple[str, int]]
     read: int
     written: int
+    compile_hosts: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
         """As `offload report --json` prints it."""
@@ -118,8 +150,19 @@ class Summary:
 
 def read_ledger(path: Path) -> list[Entry]:
     """The entries of a ledger; raises OffloadError. A line that was cut off is left out."""
-    known = {field.name for field in fields(Entry)}
-    entries = []
+    return [Entry(**facts) for facts in _lines(path, Entry) if "where" in facts]
+
+
+def read_jobs(path: Path) -> list[JobRecord]:
+    """The commands of a ledger that have ended; raises OffloadError."""
+    return [JobRecord(**facts) for facts in _lines(path, JobRecord)]
+
+
+def _lines(path: Path, kind: type[Entry | JobRecord]) -> Iterator[dict[str, Any]]:
+    """What a ledger says of one kind of record."""
+    known = {field.name for field in fields(kind)}
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    entry = kind is Entry
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
@@ -127,10 +170,20 @@ def read_ledger(path: Path) -> list[Entry]:
     for number, line in enumerate(lines, 1):
         try:
             facts = json.loads(line)
-            entries.append(Entry(**{name: facts[name] for name in known if name in facts}))
+            # A call says where it ran, the end of a command does not.
+            if ("where" in facts) != entry:
+                continue
+            if missing := needed - set(facts):
+                raise ValueError(f"it lacks {sorted(missing)[0]}")
         except (ValueError, TypeError) as error:
             raise OffloadError(f"{path}: line {number} is no entry: {error}") from None
-    return entries
+        yield {name: facts[name] for name in known if name in facts}
+
+
+def saved(entries: Iterable[Entry]) -> float:
+    """An estimate of the seconds that accelerated calls would have taken longer in the guest."""
+    remote = [entry for entry in entries if entry.where != "guest"]
+    return max(0.0, sum(_SLOWER * entry.host - entry.seconds for entry in remote))
 
 
 def summarize(entries: Iterable[Entry]) -> Summary:
@@ -146,6 +199,7 @@ def summarize(entries: Iterable[Entry]) -> Summary:
         row["seconds"] += entry.seconds
         row["host"] += entry.host
         row["waited"] += entry.waited
+        row["share"] += entry.share
         if entry.where == "guest":
             row["local"] += 1
         else:
@@ -159,9 +213,10 @@ def summarize(entries: Iterable[Entry]) -> Summary:
         where={name: where.get(name, 0) for name in ("offload", "distcc", "guest")},
         percent_accelerated=100 * len(remote) / total if total else 0.0,
         percent_local=100 * len(local) / total if total else 0.0,
-        saved=max(0.0, sum(_SLOWER * entry.host - entry.seconds for entry in remote)),
+        saved=saved(remote),
         steps=steps,
         reasons=Counter(entry.reason for entry in local if entry.reason).most_common(10),
         read=sum(entry.read for entry in every),
         written=sum(entry.written for entry in every),
+        compile_hosts=dict(Counter(e.compile_host for e in every if e.compile_host)),
     )

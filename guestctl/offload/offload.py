@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from guestctl.agent import Agent, Job
 from guestctl.errors import GuestctlError, OffloadError
-from guestctl.offload.ledger import Ledger
+from guestctl.offload.hosts import HostBook
+from guestctl.offload.ledger import JobRecord, Ledger
 from guestctl.offload.names import DISTCC, OFFLOAD, STUBS
 from guestctl.offload.slots import Slots
+from guestctl.spec import Result
 
 if TYPE_CHECKING:
     from guestctl.offload.service import Service
@@ -48,6 +50,9 @@ class Offload:
     def __init__(self, agent: Agent, spec: Mapping[str, Any]) -> None:
         self.slots = Slots(Path(spec["runtime"]))
         self.ledger = Ledger(Path(spec["ledger"]))
+        self._hosts = HostBook(Path(spec["config"]), Path(spec["runtime"]))
+        # Not only those of this host: each may compile for this guest.
+        self._at_once = self.slots.count + self._hosts.slots()
         self._agent = agent
         self._spec = spec
         self._lock = threading.Lock()
@@ -98,10 +103,12 @@ class Offload:
             installed(str(spec["arch"]), cache_dir=cache),
             self.slots,
             cache_dir=cache,
+            runtime=Path(spec["runtime"]),
+            hosts=self._hosts,
             distcc_only=spec["offload"] == "distcc",
         )
         service = Service(
-            self._agent, tools, self.ledger, guest=str(spec["name"]), slots=self.slots.count
+            self._agent, tools, self.ledger, guest=str(spec["name"]), slots=self._at_once
         )
         return tools, service
 
@@ -122,7 +129,23 @@ class Offload:
     def jobs(self, memory: int) -> int:
         """A good number for `make -j` in a guest with so many MiB: a stub waits, and takes little
         memory; but each may have to run its compiler in the guest after all."""
-        return min(2 * self.slots.count, memory // _MEMORY_PER_STUB)
+        return min(2 * self._at_once, memory // _MEMORY_PER_STUB)
+
+    def ended(self, job: int, result: Result) -> None:
+        """A command has ended: if it has called tools, the ledger knows it as a build."""
+        if not self._parts or not self.ledger.tally(job):
+            return
+        self.ledger.add(
+            JobRecord(
+                guest=str(self._spec["name"]),
+                job=job,
+                argv=[word.decode(errors="backslashreplace") for word in result.argv],
+                status=result.status,
+                begin=result.began,
+                seconds=result.seconds,
+                session=self._parts[1].session,
+            )
+        )
 
     def too_local(self, job: int, percent: float) -> str:
         """What to say when more than `percent` of a job's calls ran in the guest; else nothing."""

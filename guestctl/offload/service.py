@@ -7,6 +7,7 @@ files of its own trees only, which the view confines, and every answer is about 
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ _STDIN_MAX = 64 << 20
 _STDIN_DEADLINE = 600.0
 _READERS = 256  # as many as the agent has streams
 _WORKERS = 32
+_SPENT = struct.Struct("<II")  # microseconds for pending files, and for those of the answer
 _log = logging.getLogger(__name__)
 
 
@@ -46,6 +48,7 @@ class Service:
         self._tools = tools
         self._ledger = ledger
         self._guest = guest
+        self.session = time.time()
         self._open = 0
         self._lock = threading.Lock()
         self._readers = ThreadPoolExecutor(_READERS, "offload-reader")
@@ -91,7 +94,7 @@ class Service:
             finally:
                 call.leave(done)
             call.check()
-            self._ledger.add(call.entry(self._guest))
+            self._ledger.add(call.entry(self._guest, self.session))
         except ProtocolError as error:
             _log.warning("a stub of %s: %s", self._guest, error)
         except GuestctlError as error:
@@ -120,6 +123,7 @@ class _Call:
     _gone: threading.Event = field(default_factory=threading.Event)
     _cancel: Callable[[], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _share: float = 0.0
     _answer: Answer | StepDown = field(default_factory=lambda: StepDown("the caller has gone"))
 
     def hear(self, kind: bytes, payload: bytes) -> None:
@@ -127,6 +131,8 @@ class _Call:
             self._stdin += payload
         elif kind == b"Z":
             self._stdin_done.set()
+        elif kind == b"T" and len(payload) == _SPENT.size:
+            self._share = sum(_SPENT.unpack(payload)) / 1e6
         elif kind == b"W":
             text = payload.decode(errors="replace")
             self._answer = StepDown(f"an output cannot be written: {text}")
@@ -198,12 +204,15 @@ class _Call:
         answer = self._answer
         if not isinstance(answer, StepDown) or not answer.distcc:
             return
-        if not self.distcc.took(self._job, self.request.argv):
+        host = self.distcc.took(self._job, self.request.argv)
+        if host is not None:
+            self._answer = replace(answer, compile_host=host)
+        else:
             self._answer = replace(answer, distcc=False)
             self.ledger.count(self._job, "distcc", -1)
             self.ledger.count(self._job, "guest")
 
-    def entry(self, guest: str) -> Entry:
+    def entry(self, guest: str, session: float) -> Entry:
         """For the ledger, once the caller has ended."""
         request, answer = self.request, self._answer
         facts: dict[str, Any]
@@ -218,14 +227,17 @@ class _Call:
             where=_where(answer),
             job=self._job,
             tool=_text(request.name),
-            step=step_of(request.name, request.argv),
+            step=step_of(request.name, request.argv, request.cwd),
             argv=[_text(word) for word in request.argv],
             cwd=_text(request.cwd),
             begin=self.begin,
             seconds=time.time() - self.begin,
             host=answer.host,
             waited=answer.waited,
+            compile_host=answer.compile_host,
+            share=self._share,
             read=len(self._stdin),
+            session=session,
             **facts,
         )
 

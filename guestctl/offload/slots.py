@@ -1,6 +1,7 @@
-"""How many tools run at once on this host, for all guests of a user together.
+"""How many tools run at once on this host, for all guests of a user together, and elsewhere.
 
-A slot is a file, and whoever holds its lock uses it: a killed process gives it back.
+A slot is a file, and whoever holds its lock uses it: a killed process gives it back. A compile host
+has slots of its own here, as many as it takes compilations.
 """
 
 from __future__ import annotations
@@ -8,18 +9,29 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from guestctl.errors import OffloadError
+from guestctl.offload.hosts import CompileHost
 from guestctl.places import private_directory
 from guestctl.rundir import flocked
 
-__all__ = ["Slots"]
+__all__ = ["Slot", "Slots"]
 
 _POLL = 0.003
 _DEADLINE = 600.0
+_TRIES = 4  # slots elsewhere that are looked at in one turn
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A slot that is held: how many seconds it took to get it, and whose it is; None: ours."""
+
+    waited: float
+    host: CompileHost | None = None
 
 
 class Slots:
@@ -30,30 +42,41 @@ class Slots:
         self._folder = private_directory(runtime / "slots")
 
     @contextmanager
-    def taken(self) -> Iterator[float]:
-        """Holds a slot; gives the seconds that it took to get one. Raises OffloadError."""
+    def taken(self, elsewhere: Sequence[CompileHost] = ()) -> Iterator[Slot]:
+        """Holds a slot, of this host or else of one `elsewhere`. Raises OffloadError."""
         begin = time.monotonic()
-        handle = self._take(begin + _DEADLINE)
+        handle, host = self._take(begin + _DEADLINE, elsewhere)
         try:
-            yield time.monotonic() - begin
+            yield Slot(time.monotonic() - begin, host)
         finally:
             os.close(handle)
 
-    def free(self) -> int:
-        """How many are free at the moment."""
-        handles = [flocked(self._folder / str(number)) for number in range(self.count)]
+    def free(self, host: CompileHost | None = None) -> int:
+        """How many are free at the moment, here or of a compile host."""
+        names = self._names(host)
+        handles = [flocked(self._folder / name) for name in names]
         held = [handle for handle in handles if handle is not None]
         for handle in held:
             os.close(handle)
         return len(held)
 
-    def _take(self, deadline: float) -> int:
+    def _names(self, host: CompileHost | None) -> list[str]:
+        if host is None:
+            return [str(number) for number in range(self.count)]
+        return [f"{host.name}.{number}" for number in range(host.limit)]
+
+    def _take(
+        self, deadline: float, elsewhere: Sequence[CompileHost]
+    ) -> tuple[int, CompileHost | None]:
+        others = [(host, name) for host in elsewhere for name in self._names(host)]
         # Everybody waits alike, so that no guest has more than its share in the long run.
         while True:
-            for number in random.sample(range(self.count), self.count):
-                handle = flocked(self._folder / str(number))
+            here = [(None, name) for name in random.sample(self._names(None), self.count)]
+            there = random.sample(others, min(_TRIES, len(others)))
+            for host, name in (*here, *there):
+                handle = flocked(self._folder / name)
                 if handle is not None:
-                    return handle
+                    return handle, host
             if time.monotonic() > deadline:
                 raise OffloadError("no slot became free")
             time.sleep(_POLL)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import posixpath
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from guestctl.errors import UsageError, ViewError
 from guestctl.offload.compilers import Compilers
+from guestctl.offload.hosts import HostBook
+from guestctl.offload.machines import Machines
 from guestctl.offload.messages import Request
 from guestctl.offload.names import STUBS
 from guestctl.offload.place import Place, Unseen, locate
-from guestctl.offload.slots import Slots
+from guestctl.offload.relay import Relay, split_call
+from guestctl.offload.relaying import Register, relayed
+from guestctl.offload.slots import Slot, Slots
 from guestctl.offload.words import hidden_path, is_compilation, shows_columns
 from guestctl.toolchain import GuestFiles, Refusal, Toolchain, check_object
 from guestctl.toolchain.response import Response, expand
@@ -36,11 +40,12 @@ class StepDown:
     distcc: bool = False
     host: float = 0.0
     waited: float = 0.0
+    compile_host: str = ""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the host's tool has done. Times in seconds."""
+    """What the host's tool has done. Times in seconds. `compile_host` names another machine."""
 
     status: int
     stdout: bytes
@@ -48,14 +53,16 @@ class Answer:
     written: tuple[Written, ...]
     host: float
     waited: float
+    compile_host: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A call that the host may make."""
+    """A call that the host may make, and its parts if another machine may do the most of it."""
 
     toolchain: Toolchain
     call: Call
+    relay: Relay | None
     makes_objects: bool
     reads_stdin: bool
 
@@ -73,6 +80,8 @@ class Tools:
         slots: Slots,
         *,
         cache_dir: Path,
+        runtime: Path,
+        hosts: HostBook,
         distcc_only: bool = False,
     ) -> None:
         self._trees = trees
@@ -82,10 +91,17 @@ class Tools:
         self._toolchains = toolchains
         self._compilers = Compilers(trees, toolchains)
         self._views: dict[str, View] = {}
+        self._closed = False
+        self.machines = Machines(hosts, runtime, self._view)
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Ends every view, and what runs in them."""
+        """Ends every view, and what runs in them; there will be no more."""
+        with self._lock:
+            self._closed = True
+        self._end_views()
+
+    def _end_views(self) -> None:
         with self._lock:
             for view in self._views.values():
                 view.close()
@@ -93,7 +109,7 @@ class Tools:
 
     def renew(self) -> None:
         """Forgets what was seen of trees that do not change. No call may be under way."""
-        self.close()
+        self._end_views()
         self._compilers = Compilers(self._trees, self._toolchains)
 
     def plan(
@@ -131,7 +147,8 @@ class Tools:
             binds=tuple(Bind(source, at) for source, at in command.binds),
             modes=_copied_modes(pairing.role, request),
         )
-        return Plan(pairing.toolchain, call, command.makes_objects, command.reads_stdin)
+        relay = split_call(pairing.role, command.argv) if self.machines.listed() else None
+        return Plan(pairing.toolchain, call, relay, command.makes_objects, command.reads_stdin)
 
     def _response(self, request: Request, place: Place) -> Response:
         """Reads the files that @FILE names, as the tool would."""
@@ -164,26 +181,38 @@ class Tools:
             return None
         return StepDown(f"out of the host's sight: {_text(unseen)}", distcc)
 
-    def run(
-        self, plan: Plan, stdin: bytes | None, register: Callable[[Callable[[], None]], None]
-    ) -> Answer | StepDown:
+    def run(self, plan: Plan, stdin: bytes | None, register: Register) -> Answer | StepDown:
         """Runs a planned call; `register` gets what kills it. Raises GuestctlError."""
-        call = replace(plan.call, stdin=stdin)
         view = self._view(plan.toolchain)
-        with self._slots.taken() as waited:
-            register(lambda: view.cancel(call))
-            try:
-                outcome = view.call(call)
-            except ViewError:
-                self._forget(view)
-                raise
+        waited = 0.0
+        try:
+            if plan.relay is not None:
+                compilers = self.machines.ready(plan.toolchain, plan.relay.language)
+                by_host = {far.host: far for far in compilers}
+                with self._slots.taken(list(by_host)) as slot:
+                    if slot.host is None:
+                        return self._here(plan, stdin, view, slot.waited, register)
+                    far = by_host[slot.host]
+                    outcome = relayed(plan.call, plan.relay, far, view, self.machines, register)
+                if outcome is not None and not _fault(outcome, plan):
+                    return _answer(outcome, slot)
+                waited = slot.waited
+            with self._slots.taken() as slot:
+                return self._here(plan, stdin, view, waited + slot.waited, register)
+        except ViewError:
+            self._forget(view)
+            raise
+
+    def _here(
+        self, plan: Plan, stdin: bytes | None, view: View, waited: float, register: Register
+    ) -> Answer | StepDown:
+        """The same, in a slot of this host's."""
+        call = replace(plan.call, stdin=stdin)
+        outcome = view.call(call, lambda: register(lambda: view.cancel(call)))
         fault = _fault(outcome, plan)
         if fault:
             return StepDown(fault, host=outcome.wall, waited=waited)
-        assert outcome.status is not None
-        return Answer(
-            outcome.status, outcome.stdout, outcome.stderr, outcome.written, outcome.wall, waited
-        )
+        return _answer(outcome, Slot(waited))
 
     def _forget(self, lost: View) -> None:
         """The next call gets a view of its own."""
@@ -193,11 +222,26 @@ class Tools:
 
     def _view(self, toolchain: Toolchain) -> View:
         with self._lock:
+            if self._closed:
+                raise ViewError("the lease is over")
             view = self._views.get(toolchain.id)
             if view is None:
                 view = View(self._trees, toolchain.path, cache_dir=self._cache_dir)
                 self._views[toolchain.id] = view
             return view
+
+
+def _answer(outcome: Outcome, slot: Slot) -> Answer:
+    assert outcome.status is not None
+    return Answer(
+        outcome.status,
+        outcome.stdout,
+        outcome.stderr,
+        outcome.written,
+        outcome.wall,
+        slot.waited,
+        slot.host.name if slot.host else "",
+    )
 
 
 def _copied_modes(role: str, request: Request) -> tuple[bytes, ...]:

@@ -10,6 +10,11 @@ __all__ = ["hidden_path", "is_compilation", "shows_columns", "step_of"]
 
 # A path at the beginning of a word, after an option's letters, or after = , : @ within one.
 _PATHS = re.compile(rb"(?:^(?:-[A-Za-z]+)?|[=,:@])(/[^,:]*)")
+# What configure scripts and cmake try out: their names for it, and cmake's folders.
+_TRIES = re.compile(
+    rb"(?:^|/)(?:conftest|ztest\d)|(?:^|/)CMakeFiles/(?:CMakeTmp|CMakeScratch|[\d.]+/CompilerId)"
+    rb"|cmTC_"
+)
 _COMPILERS = re.compile(rb"(?:.*-)?(?:cc|gcc|c\+\+|g\+\+)(?:-[0-9.]+)?")
 
 
@@ -43,14 +48,18 @@ def is_compilation(name: bytes, argv: Sequence[bytes]) -> bool:
 
 
 def shows_columns(argv: Sequence[bytes]) -> bool:
-    """Whether an object tells in which columns its source has what: preprocessing moves them."""
-    return any(word.startswith(b"-g") and word != b"-g0" for word in argv[1:])
+    """Whether an object tells in which columns its source has what: preprocessing moves them.
+    Debug information does, and what -fsanitize=undefined says of a fault."""
+    return any(
+        (word.startswith(b"-g") and word != b"-g0") or word.startswith(b"-fsanitize")
+        for word in argv[1:]
+    )
 
 
-def step_of(name: bytes, argv: Sequence[bytes]) -> str:
+def step_of(name: bytes, argv: Sequence[bytes], cwd: bytes = b"/") -> str:
     """The kind of work, for the ledger; what configure tries is one of its own."""
     words = set(argv[1:])
-    if any(word.startswith(b"conftest") for word in words):
+    if any(_TRIES.search(word) for word in (cwd, *words)):
         return "configure"
     if _COMPILERS.fullmatch(name):
         for option, step in _STEPS.items():

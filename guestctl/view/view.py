@@ -7,7 +7,7 @@ import mmap
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -64,8 +64,10 @@ class View:
         """The worker's process: when it ends, every call does."""
         return self._worker.pid
 
-    def call(self, call: Call) -> Outcome:
+    def call(self, call: Call, begun: Callable[[], None] = lambda: None) -> Outcome:
         """Runs a tool to its end; from any thread, several at once.
+
+        `begun` is called as soon as `cancel` can end the call, before anything runs.
 
         :raise UsageError: the call makes no sense (a relative path, no such tree).
         :raise ViewError: the view could not be made or was lost: the call must run in the guest.
@@ -79,6 +81,7 @@ class View:
             files.enter_context(life)
             files.enter_context(theirs)
             files.enter_context(self._cancellable(call, life))
+            begun()
             files.enter_context(self._slots)
             body = _file(files, "call", encode_call(call, self.trees))
             stdin = _file(files, "stdin", call.stdin) if call.stdin is not None else _null(files)

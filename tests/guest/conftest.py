@@ -16,8 +16,12 @@ from pathlib import Path
 import pytest
 
 from guestctl import Guest, Pool, image
+from guestctl.offload import Entry, read_ledger
 from guestctl.places import Places
 from guestctl.plan import PoolOptions
+from guestctl.toolchain import install
+
+from .shells import settle
 
 ARCH = "armv5l"
 USUAL = "virtio"
@@ -107,3 +111,35 @@ def shared_guest(
         made.lease(timeout=120) as leased,
     ):
         yield leased
+
+
+@pytest.fixture(scope="session", params=["mapped-file", "mapped-xattr"])
+def offload_pool(
+    request: pytest.FixtureRequest, armv5l_image: image.Image, places: Places
+) -> Iterator[Pool]:
+    install(ARCH, cache_dir=places.cache)
+    with Pool(ARCH, 1, places=places, security_model=request.param) as made:
+        assert made.status()[0]["offload"] == "auto", made.remarks()
+        yield made
+
+
+@pytest.fixture
+def offload_guest(offload_pool: Pool) -> Iterator[Guest]:
+    with offload_pool.lease(timeout=60) as leased, leased.mounted():
+        leased.run(["sh", "-c", "rm -rf /work/*"], timeout=60).check()
+        yield leased
+
+
+@pytest.fixture
+def calls(offload_guest: Guest) -> Callable[[], list[Entry]]:
+    """The ledger's entries since the test began."""
+    assert offload_guest.offload is not None
+    path = offload_guest.offload.ledger.path
+    before = len(read_ledger(path))
+
+    def since() -> list[Entry]:
+        settle(offload_guest)
+        # Two that end together are written in any order.
+        return sorted(read_ledger(path)[before:], key=lambda entry: entry.begin)
+
+    return since

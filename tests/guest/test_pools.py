@@ -180,7 +180,9 @@ def test_bad_input_gets_one_clear_line(armv5l_image: Image, case: str) -> None:
 
 def assert_clear(said: bytes) -> None:
     """What went wrong in one line, and what to do in another."""
-    first, second = said.decode().splitlines()
+    # Before it may come what a guest of its own lacks, on a host without a toolchain.
+    lines = said.decode().splitlines()
+    first, second = [line for line in lines if "nothing is offloaded" not in line]
     assert first.startswith("guestctl: ") and second.startswith("hint: ")
 
 
