@@ -1,0 +1,91 @@
+"""Ten thousand rounds of changes in a real guest, seen by the host's tools the moment after.
+
+Two kinds, on both security models: calls of a view by hand, and whole rounds of writing, compiling
+and running by way of offload. A round that meets a stale or truncated file ends the proof.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from guestctl import Pool, image
+from guestctl.offload import read_ledger, summarize
+from guestctl.toolchain import install
+from guestctl.view import Tree, View
+from tests.guest.shells import coherence, settle
+from tests.guest.test_view import drive
+from tests.proof import Proof
+from tests.viewtools import cross_toolchain
+
+TITLE = "What a guest has written is what the host's tools read"
+ARCH = "armv5l"
+MODELS = ("mapped-file", "mapped-xattr")
+JOBS = 4
+ROUNDS = 10_000
+AT_ONCE = 500  # rounds of a step, after which an interrupted proof goes on
+
+
+def prove(proof: Proof) -> None:
+    image.build(ARCH, cache_dir=proof.places.cache)
+    install(ARCH, cache_dir=proof.places.cache)
+    toolchain = proof.folder / "cross"
+    if not toolchain.exists():
+        cross_toolchain(proof.folder / "cross.new").rename(toolchain)
+    (proof.folder / "root/tmp").mkdir(parents=True, exist_ok=True)
+    for model in MODELS:
+        by_view(proof, model, toolchain)
+        by_offload(proof, model)
+
+
+def by_view(proof: Proof, model: str, toolchain: Path) -> None:
+    def some() -> None:
+        with (
+            Pool(ARCH, 1, places=proof.places, security_model=model) as pool,
+            pool.lease(timeout=120) as guest,
+            guest.mounted(),
+        ):
+            share = guest.work
+            trees = {"root": Tree(proof.folder / "root"), "work": Tree(share.path, model)}
+            with (
+                View(trees, toolchain, cache_dir=proof.places.cache) as view,
+                ThreadPoolExecutor(JOBS) as threads,
+            ):
+                rounds = AT_ONCE // JOBS
+                jobs = [
+                    threads.submit(drive, guest, view, f"job {number}", rounds)
+                    for number in range(JOBS)
+                ]
+                assert [job.result() for job in jobs] == [3 * rounds] * JOBS
+
+    for number in range(ROUNDS // AT_ONCE):
+        proof.step(f"{model} view {number}", some)
+    proof.fact(f"{model}: rounds of changes, by {JOBS} jobs at once", ROUNDS)
+    proof.fact(f"{model}: calls of a view after them; stale ones", f"{3 * ROUNDS}; 0")
+
+
+def by_offload(proof: Proof, model: str) -> None:
+    calls = 0
+    for number in range(ROUNDS // AT_ONCE):
+        found = proof.folder / f"{model}.{number}.json"
+
+        def some(found: Path = found) -> None:
+            with (
+                Pool(ARCH, 1, places=proof.places, security_model=model) as pool,
+                pool.lease(timeout=120) as guest,
+                guest.mounted(),
+            ):
+                script = coherence(AT_ONCE // JOBS, JOBS)
+                guest.run(["bash", "-c", script], timeout=1200).check()
+                settle(guest)
+                assert guest.offload is not None
+                where = summarize(read_ledger(guest.offload.ledger.path)).where
+            found.write_text(json.dumps(where))
+
+        proof.step(f"{model} offload {number}", some)
+        where = json.loads(found.read_text())
+        assert where["guest"] == where["distcc"] == 0, where
+        calls += where["offload"]
+    assert calls == ROUNDS
+    proof.fact(f"{model}: rounds of writing, compiling and running; wrong results", f"{calls}; 0")
