@@ -22,6 +22,7 @@ from guestctl.process import Host, Process
 from guestctl.rundir import bound_socket, connected_socket
 from guestctl.spec import Command
 from guestctl.wire import Op
+from tests.fairness import FOREVER
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,7 +82,7 @@ def run(agent: Agent, *argv: bytes, stdin: bytes | None = None) -> tuple[int, by
     command = Command(argv=argv, env=(b"PATH=/usr/bin:/bin",))
     result = Process(
         agent, command, agent.start(command), host=Host("board"), stdin=stdin, stdout=None,
-        stderr=None, timeout=120, idle_timeout=None,
+        stderr=None, timeout=FOREVER, idle_timeout=None,
     ).wait()  # fmt: skip
     return result.status, result.stdout
 
@@ -102,13 +103,13 @@ def test_a_flood_in_both_directions_does_not_lock_up(path: Path) -> None:
     """More stdin than the agent takes, while it has more to say than the host has taken."""
     agent = Agent.connect(connected_socket(path), timeout=20, hangs_up=False)
     agent.request(Op.PREPARE, timeout=20)
-    data = bytes(20_000_000)
+    data = bytes(8_000_000)
     jobs = [threading.Thread(target=run, args=(agent, b"cat"), kwargs={"stdin": data})
             for _ in range(3)]  # fmt: skip
     for job in jobs:
         job.start()
     for job in jobs:
-        job.join(60)
+        job.join(FOREVER)
         assert not job.is_alive()
     agent.close()
 

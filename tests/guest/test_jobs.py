@@ -248,7 +248,7 @@ def test_status_shows_the_job_and_what_it_does(ours: Pool) -> None:
         )
         assert process.name.encode() in done.stdout
         process.cancel()
-        thread.join(60)
+        thread.join(FOREVER)
     assert ours.status()[0]["job"] is None
 
 
