@@ -144,6 +144,7 @@ class Birth:
                 log=log.fileno(),
                 ram=made_of.memory if made_of else -1,
                 state=made_of.state if made_of else -1,
+                mark=str(self._folder.path),
             )
         pids = {self.running.process.pid, *children(self.running.process.pid), self.running.pid}
         name = f"{self._folder.path.parent.name}-{spec.name}-{os.getpid()}"

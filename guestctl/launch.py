@@ -16,6 +16,7 @@ from guestctl.errors import GuestLost, PoolError, ShareError
 from guestctl.handover import Handover
 from guestctl.patience import MOST
 from guestctl.processes import ProcessId
+from guestctl.qemu.spawn import marked
 from guestctl.rundir import GuestDir, PoolDir, bound_socket, flocked, private
 from guestctl.separate import can_fork, reap, run_anew, run_forked
 from guestctl.share import remove_lock, share_lock
@@ -164,6 +165,20 @@ def _end(folder: GuestDir) -> None:
             supervisor.wait(_STOP_TIMEOUT)
     if qemu is not None and qemu.send(signal.SIGKILL):
         qemu.wait(_STOP_TIMEOUT)
+    if folder.state().get("state") not in ("stopped", "lost"):
+        # The supervisor did not come to say that it has ended its guest.
+        _end_strays(folder)
+
+
+def _end_strays(folder: GuestDir) -> None:
+    """What a supervisor left that was killed as it started QEMU: bubblewrap is not bound to its
+    parent's life from its first moment on, and nobody has written down its pid.
+    """
+    strays = marked(str(folder.path))
+    for process in strays:
+        process.send(signal.SIGKILL)
+    for process in strays:
+        process.wait(_STOP_TIMEOUT)
 
 
 def end_guests(folders: list[GuestDir]) -> None:

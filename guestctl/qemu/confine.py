@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from guestctl.remembered import remembered, stamp
 
 __all__ = [
+    "ENVIRONMENT",
     "Binding",
     "Confinement",
     "confined_argv",
@@ -25,6 +27,8 @@ __all__ = [
     "probe_confinement",
 ]
 
+# All that a QEMU is told: without the second it looks for a sound device.
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "QEMU_AUDIO_DRV": "none"}
 # What decides whether an ordinary user gets namespaces, where the kernel has it.
 _SETTINGS = (
     "/proc/sys/kernel/random/boot_id",
@@ -98,7 +102,12 @@ def namespaces_depend_on() -> list[Any]:
 
 
 def confined_argv(
-    argv: list[str], bindings: list[Binding], *, network: bool, info: int
+    argv: list[str],
+    bindings: list[Binding],
+    *,
+    network: bool,
+    info: int,
+    environment: Mapping[str, str] = ENVIRONMENT,
 ) -> list[str]:
     """`argv` as bubblewrap is to run it: it dies with its parent, and sees only `bindings`.
 
@@ -126,6 +135,7 @@ def confined_argv(
     for binding in bindings:
         kind = "--dev-bind" if binding.device else "--bind" if binding.writable else "--ro-bind"
         made += [kind, binding.host, binding.inside]
-    made += ["--chdir", "/", "--clearenv", "--setenv", "PATH", "/usr/local/bin:/usr/bin:/bin"]
-    made += ["--setenv", "QEMU_AUDIO_DRV", "none"]
+    made += ["--chdir", "/", "--clearenv"]
+    for name, value in environment.items():
+        made += ["--setenv", name, value]
     return [*made, "--", *argv]

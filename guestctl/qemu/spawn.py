@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from guestctl.errors import GuestctlError, HostLacks
-from guestctl.processes import ProcessId, children
+from guestctl.processes import ProcessId, children, started_with
 from guestctl.qemu.accel import qemu_program
-from guestctl.qemu.confine import Binding, Confinement, confined_argv
+from guestctl.qemu.confine import ENVIRONMENT, Binding, Confinement, confined_argv
 from guestctl.qemu.machine import Machine, Paths, qemu_argv
 
-__all__ = ["Running", "command_line", "scratch_disk", "spawn"]
+__all__ = ["Running", "command_line", "marked", "scratch_disk", "spawn"]
 
 _INSIDE = "/guest"
 _INFO_TIMEOUT = 10.0
@@ -30,8 +30,7 @@ _MKE2FS = (
     *("-O", "^has_journal,^metadata_csum,uninit_bg"),
     *("-E", "assume_storage_prezeroed=1"),
 )
-# A user's own PATH lacks the sbin directories, and nothing here should depend on it.
-_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+_MARK = "GUESTCTL_GUEST"
 
 
 @dataclass
@@ -89,7 +88,7 @@ def _copy_data(source: int, target: int) -> None:
 
 def _format(blank: Path, mebibytes: int) -> None:
     """Makes an empty ext4 image under its name at once, so that no half of one is ever copied."""
-    mke2fs = shutil.which("mke2fs", path=_PATH)
+    mke2fs = shutil.which("mke2fs", path=ENVIRONMENT["PATH"])
     if mke2fs is None:
         raise HostLacks("mke2fs is not installed", hint="apt-get install e2fsprogs")
     aside = blank.with_name(f".{blank.name}.{os.getpid()}")
@@ -112,7 +111,11 @@ def _format(blank: Path, mebibytes: int) -> None:
 
 
 def command_line(
-    machine: Machine, confinement: Confinement, descriptors: dict[str, int], info: int
+    machine: Machine,
+    confinement: Confinement,
+    descriptors: dict[str, int],
+    info: int,
+    mark: str = "",
 ) -> list[str]:
     """The argv that starts `machine`, whose paths are the host's; `info` is for confined_argv."""
     if not confinement.namespaces:
@@ -141,7 +144,13 @@ def command_line(
             dtb=inside.get("dtb"),
         ),
     )
-    return confined_argv(qemu_argv(seen, descriptors), bindings, network=machine.network, info=info)
+    return confined_argv(
+        qemu_argv(seen, descriptors),
+        bindings,
+        network=machine.network,
+        info=info,
+        environment={**ENVIRONMENT, _MARK: mark},
+    )
 
 
 def spawn(
@@ -154,10 +163,12 @@ def spawn(
     log: int,
     ram: int = -1,
     state: int = -1,
+    mark: str = "",
 ) -> Running:
     """Starts QEMU; its own messages go to descriptor `log`. Raises HostLacks without a QEMU.
 
-    `ram` and `state` are for a template or a clone of one, see guestctl.template.
+    `ram` and `state` are for a template or a clone of one, see guestctl.template. By `mark` those
+    who know no pid find what was started, see `marked`.
     """
     qemu_program(machine.target)
     ours, theirs = socket.socketpair()
@@ -172,7 +183,7 @@ def spawn(
     if state >= 0:
         descriptors["state"] = state
     read_info, write_info = os.pipe2(os.O_CLOEXEC)
-    argv = command_line(machine, confinement, descriptors, write_info)
+    argv = command_line(machine, confinement, descriptors, write_info, mark)
     process = None
     try:
         process = subprocess.Popen(
@@ -181,7 +192,7 @@ def spawn(
             stdout=log,
             stderr=log,
             pass_fds=[*sorted(descriptors.values()), write_info],
-            env={"PATH": _PATH, "QEMU_AUDIO_DRV": "none"},
+            env={**ENVIRONMENT, _MARK: mark},
         )
         os.close(write_info)
         write_info = -1
@@ -198,6 +209,11 @@ def spawn(
         if write_info >= 0:
             os.close(write_info)
     return Running(process, ours, pid)
+
+
+def marked(mark: str) -> list[ProcessId]:
+    """What `spawn` has started with this mark, and still runs: bubblewrap as well as QEMU."""
+    return started_with(f"{_MARK}={mark}")
 
 
 def _pid_of_confined(info: int) -> int:

@@ -18,6 +18,7 @@ import pytest
 from guestctl import Guest, GuestLost, Pool, PoolError
 from guestctl.image import Image
 from guestctl.places import Places
+from guestctl.processes import started_with
 from tests.fairness import Fair, until
 
 # Of seconds in which neither the guest nor we waited for a processor.
@@ -100,6 +101,29 @@ def test_a_supervisor_that_dies_takes_its_qemu_along(doomed: Pool) -> None:
     supervisor.send(signal.SIGKILL)
     assert qemu.wait(LIMIT)
     assert doomed.status()[0]["state"] == "lost"
+
+
+def test_what_a_killed_supervisor_has_left_of_its_start_is_ended(doomed: Pool) -> None:
+    """As if it had been killed before bubblewrap was bound to its life: nobody has the pid."""
+    folder = doomed._dir.guests()[0]
+    mark = f"GUESTCTL_GUEST={folder.path}"
+    argv = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--clearenv"]
+    argv += ["--setenv", *mark.split("=", 1), "sleep", "1000"]
+    environment = {"PATH": os.environ["PATH"], "GUESTCTL_GUEST": str(folder.path)}
+    with subprocess.Popen(argv, env=environment) as stray:
+        until(lambda: any(_is_sleep(known.pid) for known in started_with(mark)))
+        # bubblewrap, its first process and the program.
+        left = started_with(mark)
+        assert len(left) >= 3
+        supervisor = folder.supervisor()
+        assert supervisor is not None and supervisor.send(signal.SIGKILL)
+        doomed.down()
+        assert all(known.wait(LIMIT) for known in left)
+        stray.wait(LIMIT)
+
+
+def _is_sleep(pid: int) -> bool:
+    return Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
 
 
 def test_run_says_lost_and_125(doomed: Pool, tmp_path: Path) -> None:
