@@ -19,6 +19,7 @@ from guestctl.soak.errands import ERRANDS, Wrong
 from guestctl.soak.leaks import held_by_us, left_of_pool
 from guestctl.soak.mischief import MISCHIEF
 from guestctl.spec import Result
+from tests.fairness import until
 
 
 def test_a_report_adds_up() -> None:
@@ -89,9 +90,10 @@ def test_what_a_pool_leaves_is_found(tmp_path: Path) -> None:
         bound_socket(folder / "agent"),
         subprocess.Popen(argv, stdin=subprocess.PIPE, text=True) as process,
     ):
+        # A process that has just begun to be another program has no arguments for a moment.
+        until(lambda: f"process {process.pid}" in left_of_pool(places, name))
         left = left_of_pool(places, name)
         process.communicate("\n")
-    assert f"process {process.pid}" in left
     assert {str(folder), str(places.cache / "shares" / name)} < set(left)
 
 
