@@ -45,10 +45,11 @@ def link_twofold(source: int, root: int, jobs: Sequence[Job], *, file_model: boo
         finally:
             pipe.close()
             os.waitpid(child, 0)
-    if not told:
-        return [*left, *halves[1]]  # it was killed: what it has done will be in the way
     rest: list[Job]
-    rest, failed = marshal.loads(told)
+    try:
+        rest, failed = marshal.loads(told)
+    except EOFError:  # it was killed, with nothing or half of it said
+        return [*left, *halves[1]]  # what it has done will be in the way
     if failed:
         raise OSError(failed, os.strerror(failed))
     return left + rest
