@@ -60,6 +60,17 @@ ACL_PREFIX = b"user.virtfs.system."
 ID_MAX = 0xFFFFFFFE  # -1 means "unset" to QEMU
 META_MAX = 4096  # more than this is not metadata
 _CHUNK = 99  # fgets into char[100]
+_TYPES = frozenset(
+    (
+        stat.S_IFREG,
+        stat.S_IFDIR,
+        stat.S_IFLNK,
+        stat.S_IFCHR,
+        stat.S_IFBLK,
+        stat.S_IFIFO,
+        stat.S_IFSOCK,
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +110,8 @@ def _check(uid: int, gid: int, mode: int) -> None:
     for what, value in (("user", uid), ("group", gid)):
         if not 0 <= value <= ID_MAX:
             raise ValueError(f"{what} id {value} is not within 0 to {ID_MAX}")
-    if not stat.S_IFMT(mode) or mode & ~0o177777:
-        raise ValueError(f"mode {mode:o} has no file type")
+    if stat.S_IFMT(mode) not in _TYPES or mode & ~0o177777:
+        raise ValueError(f"mode {mode:o} has no file type that Linux knows")
 
 
 @lru_cache(maxsize=8192)

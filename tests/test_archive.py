@@ -166,6 +166,37 @@ def test_cpio_links_whose_content_comes_last(tmp_path):
         stage(tmp_path / "b.cpio", tmp_path / "tree")
 
 
+@pytest.mark.parametrize("model", ["mapped-file", "mapped-xattr"])
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([("b", 0o053755, 7, 1, b"")], "mode 53755 has no file type"),
+        ([("s", 0o120777, 7, 1, b"")], "a link target of 0 bytes"),
+        ([("s", 0o120777, 7, 1, b"a\0b")], "a link target with a NUL byte"),
+        (
+            [("s", 0o120777, 7, 2, b"x"), ("t", 0o100644, 7, 2, b"a\0b")],
+            "a hard link with content to a symlink",
+        ),
+        (
+            [("p", 0o010644, 7, 2, b""), ("t", 0o100644, 7, 2, b"ab")],
+            "a hard link with content to a fifo",
+        ),
+    ],
+)
+def test_a_cpio_that_no_tree_can_hold(tmp_path, model, rows, why):
+    """It is refused: the tree could not be collected, or would hold something else."""
+    with pytest.raises(ArchiveError, match=why):
+        stage(io.BytesIO(cpio_newc(*rows)), tmp_path / "tree", security_model=model)
+
+
+def test_a_cpio_of_the_kernels_program(tmp_path):
+    """gen_init_cpio ends link targets with a NUL byte, and counts it."""
+    source = io.BytesIO(cpio_newc(("s", 0o120777, 7, 1, b"target\0")))
+    stage(source, tmp_path / "tree")
+    (_, link) = list_tree(tmp_path / "tree")
+    assert link.target == b"target"
+
+
 # What we write, read by others
 
 

@@ -197,7 +197,12 @@ class CpioReader:
                 target = None if link is None else clean_path(link)
             except ValueError as error:
                 raise ArchiveError(f"{self.name}: {shown}: {error}") from None
-            self.size = lib.size(member) if stat.S_ISREG(mode) else 0
+            size = lib.size(member)
+            self.size = size if stat.S_ISREG(mode) else 0
+            text = (lib.symlink(member) or b"") if stat.S_ISLNK(mode) else b""
+            # The library ends it at a NUL byte, which some programs write after it.
+            if text and size > len(text) + 1:
+                raise ArchiveError(f"{self.name}: {shown}: a link target with a NUL byte")
             yield Entry(
                 path,
                 mode,
@@ -205,7 +210,7 @@ class CpioReader:
                 lib.gid(member),
                 lib.mtime(member) * 10**9,
                 self.size,
-                (lib.symlink(member) or b"") if stat.S_ISLNK(mode) else b"",
+                text,
                 target,
                 (lib.rdevmajor(member), lib.rdevminor(member)),
             )

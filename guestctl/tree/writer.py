@@ -65,6 +65,7 @@ class TreeWriter(Directories):
         here, name = self._place(entry)
         if not name:
             raise self._fail(entry, f"a {type_name(entry.mode)} cannot be the root")
+        target = self._target(entry) if stat.S_ISLNK(entry.mode) else b""
         if not self._file_model:
             pairs = encoded(encode_xattrs, entry, self._label)
         else:
@@ -81,8 +82,8 @@ class TreeWriter(Directories):
                     self._copy_beside(fd, stream, start, entry)
                 else:
                     self._content(fd, entry, stream)
-            elif entry.target:
-                write_all(fd, self._target(entry))
+            elif target:
+                write_all(fd, target)
             if direct:
                 self._set(fd, direct, entry)
             if not self._file_model:
@@ -165,6 +166,9 @@ class TreeWriter(Directories):
             return
         if stream is not None and size:
             here, name = self._place(entry)
+            stored = self._stored(here, name)
+            if not stat.S_ISREG(stored):
+                raise self._fail(entry, f"a hard link with content to a {type_name(stored)}")
             fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here.fd)
             try:
                 os.ftruncate(fd, 0)
