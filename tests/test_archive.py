@@ -399,7 +399,8 @@ def test_global_headers(tmp_path):
 def test_from_a_pipe(tmp_path):
     data = tar_bytes([Member("f", data=bytes(300_000)), hardlink("g", "f")])
     read, write = os.pipe()
-    if os.fork() == 0:
+    child = os.fork()
+    if not child:
         os.close(read)
         with open(write, "wb") as out:
             out.write(data)
@@ -407,7 +408,7 @@ def test_from_a_pipe(tmp_path):
     os.close(write)
     with open(read, "rb") as stream:
         assert stage(stream, tmp_path / "tree").entries == 2
-    os.wait()
+    os.waitpid(child, 0)
 
 
 def test_names_cut_at_a_slash_are_no_directories(tmp_path):
