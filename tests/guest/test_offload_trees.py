@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from guestctl import Guest
+from guestctl import Guest, Pool, image, stage
 from guestctl.offload import Entry
 from guestctl.packages import Archive
 from guestctl.places import Places
 from guestctl.recipe import parse_lock
 
+from .conftest import ARCH
 from .shells import reasons, sh
 
 SUITES = ("bookworm", "bookworm-updates", "bookworm-security")
@@ -58,6 +61,10 @@ TREES = {
         cd ..; name=$(printf 'n\\377\\001'); mv pkg "$name"; cd "$name"
         mv src/a.c src/$'\\376.c'; gcc -Iinclude -c src/$'\\376.c' -o $'\\375.o'
         gcc -Iinclude src/m.c $'\\375.o' -o p; ./p""",
+    "read-only": """
+        mkdir ../out; chmod -R a-w .; chmod 777 ../out; cd ../out
+        setpriv --reuid 1000 --regid 1000 --clear-groups make -f ../pkg/Makefile S=../pkg/; ./p
+        test "$(stat -c %u p)" = 1000""",
     "mounted-read-only": """
         mkdir ../ro ../out; mount --bind . ../ro; mount -o remount,ro,bind ../ro
         cd ../out; make -f ../ro/Makefile S=../ro/ && ./p; umount ../ro""",
@@ -111,6 +118,47 @@ def test_ccache_in_front(
     made = calls()
     assert reasons(made) == []
     assert [entry.step for entry in made].count("compile") == 2
+
+
+def sysroot(places: Places) -> bytes:
+    """What a sysroot of artifacts has: a libc with its headers, and nothing else."""
+    root = image.root_folder(image.load(ARCH, cache_dir=places.cache))
+    library = "usr/lib/arm-linux-gnueabi"
+    names = ["lib/ld-linux.so.3", "usr/include/stdio.h"]
+    names += [f"{library}/{name}" for name in ("crt1.o", "Scrt1.o", "crti.o", "crtn.o", "libc.so")]
+    names += [f"{library}/{name}" for name in ("libc_nonshared.a", "libgcc_s.so.1")]
+    names += [f"lib/arm-linux-gnueabi/{name}" for name in ("libc.so.6", "ld-linux.so.3")]
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for name in names:
+            tar.add((root / name).resolve(), arcname=name)
+        for folder in ("bits", "gnu", "sys"):
+            tar.add(root / f"usr/include/arm-linux-gnueabi/{folder}",
+                    arcname=f"usr/include/arm-linux-gnueabi/{folder}")  # fmt: skip
+        for name in ("features.h", "features-time64.h", "stdc-predef.h"):
+            tar.add(root / "usr/include" / name, arcname=f"usr/include/{name}")
+    return made.getvalue()
+
+
+@on_one_model
+def test_a_sysroot_of_artifacts(
+    offload_pool: Pool, armv5l_image: image.Image, places: Places, tmp_path: Path
+) -> None:
+    (tmp_path / "sys.tar").write_bytes(sysroot(places))
+    (tmp_path / "only.h").write_text("#define ONLY 42\n")
+    with offload_pool.lease(timeout=60) as guest:
+        assert guest.offload is not None
+        with guest.mounted():
+            guest.run(["sh", "-c", "rm -rf /work/*"], timeout=60).check()
+        stage(tmp_path / "sys.tar", guest.work, into="sys")
+        script = """set -e
+            echo '#define ONLY 42' >/usr/include/only.h
+            printf '#include <stdio.h>\\n#include <only.h>\\n' >m.c
+            echo 'int main(void) { printf("%d\\\\n", ONLY); return 0; }' >>m.c
+            gcc -O2 -Wall m.c -o m; ./m; test ! -e /usr/include/stdlib.h"""
+        with guest.mounted():
+            result = guest.run(["sh", "-c", script], root="/work/sys", timeout=120, max_local=0.0)
+        assert (result.status, result.stdout) == (0, b"42\n"), result
 
 
 def test_in_a_root_of_its_own_with_nothing_but_tools(
