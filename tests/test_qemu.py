@@ -11,7 +11,7 @@ import pytest
 
 from guestctl.errors import HostLacks
 from guestctl.qemu.accel import acceleration
-from guestctl.qemu.confine import Binding, confined_argv, probe_confinement
+from guestctl.qemu.confine import ENVIRONMENT, Binding, confined_argv, probe_confinement
 from guestctl.qemu.machine import CHANNELS, DESCRIPTORS, Machine, qemu_argv
 from guestctl.qemu.monitor import MonitorError, execute
 from guestctl.qemu.spawn import scratch_disk
@@ -173,7 +173,7 @@ def test_a_monitor_that_says_nothing_costs_its_deadline(tmp_path: Path) -> None:
 
 
 def test_no_mke2fs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guestctl.qemu.spawn._PATH", str(tmp_path))
+    monkeypatch.setitem(ENVIRONMENT, "PATH", str(tmp_path))
     with pytest.raises(HostLacks) as caught:
         scratch_disk(tmp_path, 64)
     assert "e2fsprogs" in caught.value.hint
