@@ -28,6 +28,7 @@ import re
 import shutil
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:
     """Replaces `path` as a whole, so that no reader sees half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    # A name for each thread: one that truncated what another is about to rename would empty it.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     with open(aside, "w", encoding="utf-8", opener=private) as file:
         json.dump(facts, file, indent=1)
         file.write("\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,25 @@ def test_the_consoles_tail_is_text_whatever_it_holds(tmp_path: Path) -> None:
     guest.console.write_bytes(b"x" * 9000 + b"\r\n\xff end")
     assert guest.console_tail().endswith("\n\\xff end")
     assert len(guest.console_tail()) < 5000
+
+
+def test_threads_that_write_one_file_never_leave_it_empty(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    write_json(path, {"by": 0})
+    ended = threading.Event()
+
+    def write(by: int) -> None:
+        while not ended.is_set():
+            write_json(path, {"by": by})
+
+    writers = [threading.Thread(target=write, args=(by,)) for by in (1, 2)]
+    for writer in writers:
+        writer.start()
+    try:
+        # Raises PoolError for half a file.
+        assert all("by" in read_json(path) for _ in range(2000))
+    finally:
+        ended.set()
+        for writer in writers:
+            writer.join()
+    assert [each.name for each in tmp_path.iterdir()] == ["state.json"]

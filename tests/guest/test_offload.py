@@ -24,7 +24,7 @@ from guestctl.toolchain import install
 from tests.fairness import until
 
 from .conftest import ARCH
-from .shells import coherence, reasons, sh
+from .shells import coherence, reasons, settle, sh
 
 SUITES = ("bookworm", "bookworm-updates", "bookworm-security")
 LOCK = Path(__file__).parent.parent.parent / "examples" / "demo.lock"
@@ -210,6 +210,7 @@ def test_a_changed_image_is_no_longer_what_the_host_has(
                 guest,
                 "echo '#define X' >/usr/include/x.h; echo '#include <x.h>' | gcc -E - | tail -1",
             )
+            settle(guest)
             (entry,) = read_ledger(guest.offload.ledger.path)
             assert entry.reason == "the guest has changed its image: /usr"
             allowed = guest.run(["gcc", "-dumpversion"], timeout=60, max_local=100)
