@@ -5,7 +5,7 @@
 set -u
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
-few=4
+few=6
 
 $python -m pytest "$@" && exit 0
 status=$?
