@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         for name in pool_names(left.runtime):
             Pool.attach(name, places=left).down()
         shutil.rmtree(runtime, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """What a test calls in its own process that is a process's entry elsewhere sets the umask."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(scope="session")
