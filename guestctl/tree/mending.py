@@ -41,9 +41,14 @@ def meta_dir(fd: int) -> int:
 
 
 def rewrite(fd: int, name: bytes, text: bytes, *, is_root: bool) -> None:
-    """Rewrites metadata in place, since names of one file share it; creates it if missing."""
+    """Rewrites metadata in place, since names of one file share it; creates it if missing.
+
+    What another file's name shares by mistake stays that one's: this one gets metadata of its own.
+    """
     meta = os.dup(fd) if is_root else meta_dir(fd)
     try:
+        if _of_several_names(meta, name) and (is_root or not _of_several_names(fd, name)):
+            os.unlink(name, dir_fd=meta)
         flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             new = os.open(name, flags | os.O_TRUNC, dir_fd=meta)
@@ -56,6 +61,15 @@ def rewrite(fd: int, name: bytes, text: bytes, *, is_root: bool) -> None:
             os.close(new)
     finally:
         os.close(meta)
+
+
+def _of_several_names(dir_fd: int, name: bytes) -> bool:
+    """Whether `name` is a regular file with other names too."""
+    try:
+        info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(info.st_mode) and info.st_nlink > 1
 
 
 def convert(name: bytes, fd: int, info: os.stat_result, *, file_model: bool) -> None:
