@@ -32,7 +32,7 @@ test-here: setup
 	$(GUESTCTL) image build armv5l
 	$(GUESTCTL) image build x86_64
 	@tools/beside.sh "decoders of both sides, fuzzed for a minute" tools/fuzz.sh 60 -- \
-		tools/pytest.sh --numprocesses $(or $(WORKERS),3) $(PYTEST)
+		$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),3) $(PYTEST)
 
 checked-style:
 	@tools/step.sh "style" $(MAKE) --no-print-directory lint

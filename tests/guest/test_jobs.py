@@ -122,7 +122,10 @@ def test_what_is_in_the_log_already_does_not_come_again(ours: Pool, tmp_path: Pa
     whole = b"".join(b"%d\n" % n for n in range(1, 100001))
     with open(log, "wb") as out:
         with subprocess.Popen(
-            [*argv, "--", "seq", "100000"], stdin=subprocess.DEVNULL, stdout=out
+            # It must not have ended, and its end been taken, before its caller is killed.
+            [*argv, "--", "sh", "-c", "seq 100000; sleep 3"],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
         ) as caller:
             until(lambda: log.stat().st_size)
             caller.kill()
