@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import pty
 import random
-import select
 import socket
 import subprocess
-import threading
 import time
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,52 +23,9 @@ from guestctl.process import Host, Process
 from guestctl.rundir import bound_socket, connected_socket
 from guestctl.spec import Command
 from guestctl.wire import Op
+from tests.cable import Cable, Noise
 
 ROOT = Path(__file__).parent.parent
-Spoil = Callable[[bytes], bytes]
-
-
-class Noise:
-    """Loses one byte in `rate`, changes one in `rate`, and repeats a piece now and then."""
-
-    def __init__(self, seed: int, rate: int) -> None:
-        self.chance = random.Random(seed)
-        self.rate = rate
-        self.spoilt = 0
-
-    def __call__(self, data: bytes) -> bytes:
-        out = bytearray(data)
-        for _ in range(self._times(len(out))):
-            at = self.chance.randrange(len(out)) if out else 0
-            match self.chance.randrange(3):
-                case 0:
-                    del out[at : at + 1]
-                case 1 if out:
-                    out[at] ^= 1 << self.chance.randrange(8)
-                case _:
-                    out[at:at] = out[at : at + self.chance.randrange(200)]
-            self.spoilt += 1
-        return bytes(out)
-
-    def _times(self, size: int) -> int:
-        whole, rest = divmod(size, self.rate)
-        return whole + (self.chance.randrange(self.rate) < rest)
-
-
-def cable(left: int, right: int, spoil: Spoil) -> None:
-    """Passes bytes on between two descriptors, spoilt on the way, until one ends."""
-    other = {left: right, right: left}
-    try:
-        while True:
-            for handle in select.select([left, right], [], [])[0]:
-                data = os.read(handle, 4096)
-                if not data:
-                    return
-                data = spoil(data)
-                while data:
-                    data = data[os.write(other[handle], data) :]
-    except OSError:
-        return
 
 
 class Serial:
@@ -83,10 +38,9 @@ class Serial:
         self.noise = Noise(1, rate)
         self.path = folder / "agent"
         self.bridge = Bridge(ours.detach(), bound_socket(self.path), Line.new())
-        self.wire = theirs
-        threading.Thread(
-            target=cable, args=(theirs.fileno(), master, self.noise), daemon=True
-        ).start()
+        with theirs:
+            self.cable = Cable(theirs.fileno(), master, self.noise)
+        os.close(master)
         name = f"guestctl-line-test-{os.getpid()}-{id(self)}"
         self.process = subprocess.Popen(
             [program, "--line", os.ttyname(slave), "--plain", "--socket", name],
@@ -101,7 +55,7 @@ class Serial:
         self.process.kill()
         self.process.wait()
         self.bridge.close()
-        self.wire.close()
+        self.cable.pull()
         os.close(self.slave)
 
 

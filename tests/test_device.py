@@ -7,7 +7,6 @@ import pty
 import random
 import subprocess
 import sys
-import threading
 import tty
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from guestctl import GuestLost, Pool, journal
 from guestctl.device import DeviceAddress
 from guestctl.errors import UsageError
 from guestctl.places import Places
-from tests.test_bridge import Noise, cable
+from tests.cable import Cable, Noise
 
 
 class Machine:
@@ -28,11 +27,12 @@ class Machine:
         (ours, device), (theirs, line) = pty.openpty(), pty.openpty()
         for end in (device, line):
             tty.setraw(end)
-        self.handles = [ours, device, theirs, line]
+        self.handles = [device, line]
         self.device = os.ttyname(device)
         self.noise = Noise(4, rate)
-        self.masters = ours, theirs
-        threading.Thread(target=cable, args=(ours, theirs, self.noise), daemon=True).start()
+        self.cable = Cable(ours, theirs, self.noise)
+        os.close(ours)
+        os.close(theirs)
         name = f"guestctl-device-test-{os.getpid()}-{id(self)}"
         self.agent = subprocess.Popen(
             [program, "--plain", "--socket", name, "--line", f"{os.ttyname(line)}@115200"],
@@ -42,6 +42,7 @@ class Machine:
     def stop(self) -> None:
         self.agent.kill()
         self.agent.wait()
+        self.cable.pull()
         for handle in self.handles:
             os.close(handle)
 
