@@ -82,12 +82,16 @@ def write_json(path: Path, facts: dict[str, Any]) -> None:
     os.replace(aside, path)
 
 
-def flocked(path: Path, *, create: bool = True) -> int | None:
-    """A descriptor that holds the exclusive lock of `path`, or None where another holds it."""
+def flocked(path: Path, *, create: bool = True, shared: bool = False) -> int | None:
+    """A descriptor that holds the lock of `path`, or None where another holds it.
+
+    Who only wants to know takes it `shared`, and is not in the way of others who do.
+    """
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, how | fcntl.LOCK_NB)
             # Whoever held it before may have removed the file: then the lock is of no file at all.
             if path.stat().st_ino == os.fstat(handle).st_ino:
                 return handle
@@ -242,7 +246,7 @@ class GuestDir:
     def leased_by(self) -> int | None:
         """The pid of the process that holds the lease, None where nobody does."""
         try:
-            handle = flocked(self.lease, create=False)
+            handle = flocked(self.lease, create=False, shared=True)
         except FileNotFoundError:
             return None
         if handle is not None:

@@ -53,7 +53,12 @@ def wanted_spares(options: PoolOptions) -> int:
 
 def ready_spares(pool: PoolDir) -> list[GuestDir]:
     """Those that a fresh lease would get at once."""
-    return [folder for folder in fresh_guests(pool) if state_of(folder) == "ready"]
+    return [
+        folder
+        for folder in fresh_guests(pool)
+        # Who has made one holds its lease for a moment more.
+        if state_of(folder) == "ready" and folder.leased_by() is None
+    ]
 
 
 def fresh_guests(pool: PoolDir) -> list[GuestDir]:
