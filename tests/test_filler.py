@@ -21,6 +21,7 @@ from guestctl.translate import check, list_tree, stage
 from guestctl.tree import filler
 from guestctl.tree.state import hold_tree, is_partial
 from tests.corpus import Member, directory, every_type, hardlink, symlink, tar_bytes
+from tests.handles import handles, left_open
 from tests.test_translate_laws import folders
 
 
@@ -175,10 +176,10 @@ def test_many_files_are_shared(tmp_path):
     wanted = [Member(f"d{n // 30}/f{n}", data=b"%d" % n * (n % 700)) for n in range(4000)]
     (tmp_path / "s.tar").write_bytes(tar_bytes(wanted))
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    fds = len(os.listdir("/proc/self/fd"))
+    open_before = handles()
     stage(tmp_path / "s.tar", tmp_path / "tree")
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime > before
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert not left_open(open_before)
     assert all((tmp_path / "tree" / member.name).read_bytes() == member.data for member in wanted)
     assert not check(tmp_path / "tree")
 

@@ -18,6 +18,7 @@ from guestctl.translate import collect, stage
 from guestctl.tree import reader, scout
 from guestctl.tree.walk import GuideLost
 from tests.corpus import Handmade, Member, directory, every_type, hardlink, tar_bytes
+from tests.handles import handles, left_open
 from tests.test_translate_laws import folders
 
 
@@ -193,11 +194,11 @@ def test_a_file_that_changed_since_is_looked_at_anew(tmp_path, guided, monkeypat
 )
 @given(folders())
 def test_the_law(guided, wanted: list[Member]) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    open_before = handles()
     with tempfile.TemporaryDirectory() as folder:
         stage(io.BytesIO(tar_bytes(wanted)), folder + "/tree")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(scout, "_FIRST", 1 << 40)
             without = bytes_of(Path(folder) / "tree")
         assert bytes_of(Path(folder) / "tree") == without
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert not left_open(open_before)

@@ -50,6 +50,7 @@ from tests.corpus import (
     tar_bytes,
     write_every_type,
 )
+from tests.handles import handles, left_open
 from tests.test_translate_laws import big, folders
 
 MODELS = ["mapped-file", "mapped-xattr"]
@@ -229,11 +230,11 @@ def test_a_second_process_that_is_lost(
             children.append(child)
         return child
 
-    before = len(os.listdir("/proc/self/fd"))
+    open_before = handles()
     monkeypatch.setattr(os, "link", dying)
     monkeypatch.setattr(twofold.os, "fork", counted)
     linked(source, tmp_path / "links")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not left_open(open_before)
     same(tmp_path / "links", tmp_path / "plain")
     assert children
     for child in children:  # not any child: this process may have others, of other tests

@@ -21,6 +21,7 @@ from guestctl.tree.state import (
     write_state,
 )
 from tests.corpus import Member, directory, hardlink, tar_bytes
+from tests.handles import handles, left_open
 
 
 @pytest.mark.parametrize("model", ["mapped-file", "mapped-xattr"])
@@ -90,9 +91,9 @@ def test_many_and_deep_folders(tmp_path: Path) -> None:
     wanted += [directory(f"d{n}") for n in range(400)]
     wanted += [Member(f"d{n}/f") for n in range(400)]
     wanted += [hardlink(f"d{n}/g", f"{one}f") for n in range(0, 400, 50)]
-    before = len(os.listdir("/proc/self/fd"))
+    open_before = handles()
     stage(io.BytesIO(tar_bytes(wanted)), tmp_path / "tree")
     assert not check(tmp_path / "tree")
     assert (tmp_path / "tree" / f"{one}f").stat().st_nlink == 10
     assert collect(tmp_path / "tree", io.BytesIO()).entries == 1 + 110 * 2 + 2 + 400 * 2 + 8
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not left_open(open_before)

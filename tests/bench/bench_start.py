@@ -31,7 +31,7 @@ def bare(made: image.Image, options: str = "") -> float:
     argv += ["-append", f"console={row.console} quiet panic=-1 {options}"]
     begin = time.monotonic()
     with subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=_quiet()
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as qemu:
         assert qemu.stdout is not None
         for line in qemu.stdout:
@@ -40,10 +40,6 @@ def bare(made: image.Image, options: str = "") -> float:
         seconds = time.monotonic() - begin
         qemu.kill()
     return seconds
-
-
-def _quiet() -> dict[str, str]:
-    return {**os.environ, "QEMU_AUDIO_DRV": "none"}
 
 
 def up(name: str) -> float:
