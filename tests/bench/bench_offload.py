@@ -1,230 +1,205 @@
-"""Compiling for a guest: a cross build on the host, qemu-user, the guest alone, distcc, offload.
+"""Compiling for a guest: cross build on the host, qemu-user, guest alone, distcc, offload.
 
-`python -m tests.bench.bench_offload --ways cross,offload lua` measures some of it; the guest alone
-and qemu-user take minutes each. One guest, `make -j` as computed. `--guests 4` builds four packages
-in as many guests at once, against the same cross builds one after the other with the same jobs.
+One guest, `make -j` as computed, the host's cross build with as many jobs as it has processors. All
+of it takes half an hour, most of which is the guest alone and qemu-user. In pieces:
 
-qemu-user runs the image's own root file system in namespaces of its own, with its interpreter
-registered in them alone (binfmt_misc of a user namespace, Linux 6.7), so that no root is needed.
+    python -m tests.bench.bench_offload --ways cross,offload,distcc --kept rows.json lua
+    python -m tests.bench.bench_offload --ways guest --kept rows.json lua
+    python -m tests.bench.bench_offload --together --kept rows.json
+
+Rows of the file are kept, and the table and the limits are of all that is in it. With `--times N`
+cross, distcc and offload are measured N times by turns, and their medians count.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import shutil
-import subprocess
-import tempfile
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from guestctl import Guest, Pool, image, stage
+from guestctl import Guest, Pool, image
 from guestctl.offload import read_ledger, summarize
-from guestctl.packages import Archive
-from guestctl.packages.apt import host_architecture
 from guestctl.places import Places
-from guestctl.recipe import parse_lock
 from guestctl.toolchain import install
-
-ARCH = "armv5l"
-SUITES = ("bookworm", "bookworm-updates", "bookworm-security")
-LOCK = Path(__file__).parent.parent.parent / "examples" / "demo.lock"
-CROSS = "arm-linux-gnueabi"
-WAYS = {"offload": "auto", "distcc": "distcc", "guest": "off"}
-# For an ELF file of 32 bits for ARM, whatever its ABI.
-BINFMT = (
-    r":arm:M::\x7fELF\x01\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x28\x00"
-    r":\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
-    r":QEMU:FOC"
+from tests.bench.compiling import (
+    ARCH,
+    BY_GUEST,
+    WAYS,
+    by_cross,
+    by_qemu_user,
+    in_guest,
+    tarballs,
 )
+
+USUAL = ("lua", "hello", "tinyxml2")
+TOGETHER = ("lua", "zlib", "tinyxml2", "bzip2")
+SLOW = ("qemu-user", "guest")  # never measured more than once
+
+# Seconds of each step, by package and way; for several packages together, of the whole.
+Rows = dict[str, dict[str, list[float]]]
 
 
 @dataclass(frozen=True)
-class Package:
-    """The steps of a build with native compilers, and how a cross build differs: all steps' words
-    that follow, or the configure step's."""
+class Limit:
+    """`value` is a ratio of rows; it must be at most `most`, or at least `least`."""
 
-    source: str
-    steps: tuple[str, ...]
-    cross: tuple[str, ...]
+    what: str
+    value: Callable[[Rows], float]
+    most: float | None = None
+    least: float | None = None
+
+    def verdict(self, rows: Rows) -> str:
+        try:
+            found = self.value(rows)
+        except KeyError:
+            return ""
+        met = found <= self.most if self.most is not None else found >= (self.least or 0)
+        limit = f"≤ {self.most}" if self.most is not None else f"≥ {self.least}"
+        return f"{self.what:58} {found:6.2f} {limit:>6}  {'met' if met else 'MISSED'}"
 
 
-PACKAGES = {
-    "lua": Package(
-        "lua5.4",
-        ("make -s -j{jobs} linux",),
-        (f"make -s -j{{jobs}} linux CC={CROSS}-gcc AR='{CROSS}-ar rcu' RANLIB={CROSS}-ranlib",),
+def ratio(package: str, one: str, other: str) -> Callable[[Rows], float]:
+    """How many times as long as `other` a package takes by `one`."""
+    return lambda rows: sum(rows[package][one]) / sum(rows[package][other])
+
+
+def make_ratio(package: str, one: str, other: str) -> Callable[[Rows], float]:
+    """The same of the step that compiles."""
+    return lambda rows: rows[package][one][-1] / rows[package][other][-1]
+
+
+LIMITS = (
+    Limit("lua: offload against cross", ratio("lua", "offload", "cross"), most=1.5),
+    Limit("tinyxml2: offload against cross", ratio("tinyxml2", "offload", "cross"), most=2),
+    Limit("hello: offload against cross", ratio("hello", "offload", "cross"), most=6),
+    Limit("hello: qemu-user against offload", ratio("hello", "qemu-user", "offload"), least=2.5),
+    Limit("lua, make: distcc against offload", make_ratio("lua", "distcc", "offload"), least=4),
+    Limit("lua, make: guest alone against distcc", make_ratio("lua", "guest", "distcc"), least=5),
+    Limit(
+        "four guests together against the same cross builds",
+        ratio("together", "offload", "cross"),
+        most=1.3,
     ),
-    "tinyxml2": Package(
-        "tinyxml2",
-        ("make -s -j{jobs} staticlib xmltest",),
-        (f"make -s -j{{jobs}} CXX={CROSS}-g++ AR={CROSS}-ar staticlib xmltest",),
-    ),
-    "hello": Package(
-        "hello",
-        ("./configure -q", "make -s -j{jobs}"),
-        (f"./configure -q --host={CROSS}", "make -s -j{jobs}"),
-    ),
-    "zlib": Package(
-        "zlib",
-        ("./configure >/dev/null", "make -s -j{jobs}"),
-        (f"CHOST={CROSS} ./configure >/dev/null", "make -s -j{jobs}"),
-    ),
-}
+)
 
 
-def tarballs(places: Places) -> dict[str, Path]:
-    wanted = {package.source: name for name, package in PACKAGES.items()}
-    entries = [e for e in parse_lock(LOCK.read_text(), str(LOCK)) if e.name in wanted]
-    files = Archive(places.cache / "packages", suites=SUITES).fetch(entries)
-    return {wanted[entry.name]: path for entry, path in files.items()}
-
-
-def timed(steps: Sequence[str], folder: Path, prefix: Sequence[str] = ()) -> list[float]:
-    """Runs steps in a folder on the host."""
-    env = {**os.environ, "LC_ALL": "C.UTF-8"}
-    times = []
-    for step in steps:
-        begin = time.monotonic()
-        command = [*prefix, "sh", "-ec", step]
-        subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
-        times.append(time.monotonic() - begin)
-    return times
-
-
-def unpacked(tarball: Path, folder: Path) -> Path:
-    subprocess.run(["tar", "-xf", tarball, "-C", folder], check=True)
-    (source,) = folder.iterdir()
-    return source
-
-
-def by_cross(name: str, tarball: Path, jobs: int) -> list[float]:
-    with tempfile.TemporaryDirectory() as folder:
-        steps = [step.format(jobs=jobs) for step in PACKAGES[name].cross]
-        return timed(steps, unpacked(tarball, Path(folder)))
-
-
-def emulator(places: Places) -> Path:
-    """A static qemu-arm, from Debian's package, which is not installed: that would register it."""
-    kept = places.cache / "bench" / "qemu-arm-static"
-    if not kept.exists():
-        archive = Archive(places.cache / "packages", suites=SUITES)
-        (package,) = archive.fetch(archive.pick(["qemu-user-static"], host_architecture())).values()
-        with tempfile.TemporaryDirectory() as folder:
-            subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
-            kept.parent.mkdir(exist_ok=True)
-            shutil.copy2(Path(folder, "usr/bin/qemu-arm-static"), kept)
-    return kept
-
-
-def by_qemu_user(name: str, tarball: Path, places: Places, jobs: int) -> list[float]:
-    """The image's root file system, with the interpreter registered in our namespaces alone."""
-    root = image.root_folder(image.load(ARCH, cache_dir=places.cache))
-    with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
-        unpacked(tarball, folder)
-        (source,) = folder.iterdir()
-        enter = folder / "enter"
-        register = BINFMT.replace("QEMU", str(emulator(places)))
-        enter.write_text(
-            "set -e; mount -t binfmt_misc none /proc/sys/fs/binfmt_misc\n"
-            f"echo '{register}' >/proc/sys/fs/binfmt_misc/register\n"
-            f"exec bwrap --ro-bind {root} / --dev /dev --proc /proc --tmpfs /tmp"
-            f" --bind {source} {source} --chdir {source} --setenv PATH /usr/bin:/bin"
-            ' -- "$@"\n'
-        )
-        steps = [step.format(jobs=jobs) for step in PACKAGES[name].steps]
-        return timed(steps, source, ["unshare", "-Urm", "sh", str(enter)])
-
-
-def in_guest(guest: Guest, name: str, tarball: Path, jobs: int) -> list[float]:
-    stage(tarball, guest.work, into=name)
-    times = []
-    with guest.mounted():
-        for step in PACKAGES[name].steps:
-            script = f"cd /work/{name}/*/; {step.format(jobs=jobs)}"
-            begin = time.monotonic()
-            guest.run(["sh", "-ec", script], timeout=3000, env={"LC_ALL": "C.UTF-8"}).check()
-            times.append(time.monotonic() - begin)
-    return times
-
-
-def row(name: str, way: str, times: list[float], host: float | None) -> None:
-    total = sum(times)
-    parts = " + ".join(f"{seconds:.1f}" for seconds in times)
-    ratio = f"{total / host:6.2f} x" if host else " " * 8
-    print(f"{name:10} {way:14} {total:8.1f} s  {ratio}  ({parts})", flush=True)
-
-
-def one_guest(places: Places, names: Sequence[str], ways: Sequence[str]) -> None:
-    sources = tarballs(places)
+def one_guest(places: Places, names: Sequence[str], ways: Sequence[str], times: int) -> Rows:
+    """Each package by each way, by turns; the guests of all ways are up meanwhile, and idle."""
+    sources = tarballs(names, places)
     slots = len(os.sched_getaffinity(0))
-    hosts: dict[str, float] = {}
-    if "cross" in ways:
+    found: dict[tuple[str, str], list[list[float]]] = {}
+    with ExitStack() as stack:
+        guests: dict[str, Guest] = {}
+        for way in ways:
+            if way in BY_GUEST:
+                pool = stack.enter_context(Pool(ARCH, 1, places=places, offload=BY_GUEST[way]))
+                guests[way] = stack.enter_context(pool.lease(timeout=60))
         for name in names:
-            times = by_cross(name, sources[name], slots)
-            hosts[name] = sum(times)
-            row(name, "host, cross", times, hosts[name])
-    if "qemu-user" in ways:
-        for name in names:
-            times = by_qemu_user(name, sources[name], places, slots)
-            row(name, "qemu-user", times, hosts.get(name))
-    for way, offload in WAYS.items():
-        if way not in ways:
-            continue
-        with Pool(ARCH, 1, places=places, offload=offload) as pool, pool.lease(60) as guest:
-            for name in names:
-                row(name, way, in_guest(guest, name, sources[name], guest.jobs), hosts.get(name))
+            for turn in range(times):
+                for way in ways:
+                    if turn and way in SLOW:
+                        continue
+                    if way == "cross":
+                        took = by_cross(name, sources[name], slots)
+                    elif way == "qemu-user":
+                        took = by_qemu_user(name, sources[name], places, slots)
+                    else:
+                        took = in_guest(guests[way], name, sources[name])
+                    print(f"{name} {way}: {_steps(took)} s", flush=True)
+                    found.setdefault((name, way), []).append(took)
+        for way, guest in guests.items():
             if guest.offload:
                 summary = summarize(read_ledger(guest.offload.ledger.path))
-                print(f"{'':10} {way}: {summary.calls} calls, {summary.where}")
+                reasons = "; ".join(f"{count} {text}" for text, count in summary.reasons[:3])
+                print(f"{way}: {summary.calls} calls, {summary.where} {reasons}")
+    rows: Rows = {}
+    for (name, way), every in found.items():
+        rows.setdefault(name, {})[way] = [
+            statistics.median(step) for step in zip(*every, strict=True)
+        ]
+    return rows
 
 
-def several_guests(places: Places, count: int) -> None:
-    """As many packages in as many guests, and the same cross builds with the same jobs at once."""
-    sources = tarballs(places)
-    names = list((*PACKAGES,) * count)[:count]
+def together(places: Places, names: Sequence[str]) -> Rows:
+    """As many packages in as many guests at once; and the same cross builds at once, with so many
+    jobs in all as the host has slots, which is what the guests may use of it."""
+    sources = tarballs(names, places)
     slots = len(os.sched_getaffinity(0))
 
     def cross(name: str) -> float:
-        return sum(by_cross(name, sources[name], max(1, slots // 2)))
+        return sum(by_cross(name, sources[name], 1))
 
     begin = time.monotonic()
     with ThreadPoolExecutor(slots) as threads:
         list(threads.map(cross, names))
     host = time.monotonic() - begin
-    row("together", f"{count} cross", [host], host)
-    with Pool(ARCH, count, places=places) as pool, ThreadPoolExecutor(count) as threads:
+    with Pool(ARCH, len(names), places=places) as pool, ThreadPoolExecutor(len(names)) as threads:
 
         def build(name: str) -> float:
-            with pool.lease(60) as guest:
-                return sum(in_guest(guest, name, sources[name], guest.jobs))
+            with pool.lease(timeout=60) as guest:
+                return sum(in_guest(guest, name, sources[name]))
 
         begin = time.monotonic()
         each = list(threads.map(build, names))
-        row("together", f"{count} guests", [time.monotonic() - begin], host)
-        for name, seconds in zip(names, each, strict=True):
-            row(name, "of these", [seconds], None)
+        guests = time.monotonic() - begin
+    parts = ", ".join(f"{n} {seconds:.1f}" for n, seconds in zip(names, each, strict=True))
+    print(f"in guests at once: {parts} s")
+    return {"together": {"cross": [host], "offload": [guests]}}
+
+
+def _steps(times: Sequence[float]) -> str:
+    return " + ".join(f"{seconds:.1f}" for seconds in times)
+
+
+def show(rows: Rows) -> None:
+    print(f"\n{'package':10} {'way':10} {'seconds':>8} {'cross':>8}  configure + make")
+    for name, by_way in rows.items():
+        for way in WAYS:
+            if way not in by_way:
+                continue
+            total = sum(by_way[way])
+            times = f"{total / sum(by_way['cross']):6.1f} x" if "cross" in by_way else ""
+            print(f"{name:10} {way:10} {total:8.1f} {times:>8}  {_steps(by_way[way])}")
+    print()
+    for limit in LIMITS:
+        if line := limit.verdict(rows):
+            print(line)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    known = ("cross", "qemu-user", *WAYS)
-    parser.add_argument("--ways", default="cross,offload,distcc", help=f"of {','.join(known)}")
-    parser.add_argument("--guests", type=int, default=1, help="so many at once, by offload alone")
-    parser.add_argument("packages", nargs="*", default=["lua", "tinyxml2", "hello"])
+    parser.add_argument("--ways", default=",".join(WAYS), help=f"of {','.join(WAYS)}")
+    parser.add_argument("--times", type=int, default=1, help="so often, by turns; medians count")
+    parser.add_argument("--kept", type=Path, help="add to the rows in this file")
+    parser.add_argument(
+        "--together", action="store_true", help=f"{len(TOGETHER)} guests at once, and nothing else"
+    )
+    parser.add_argument("packages", nargs="*", help=f"default: {' '.join(USUAL)}")
     options = parser.parse_args()
     places = Places.of_user()
     image.build(ARCH, cache_dir=places.cache)
     install(ARCH, cache_dir=places.cache)
-    if options.guests > 1:
-        several_guests(places, options.guests)
-        return
-    one_guest(places, options.packages, options.ways.split(","))
-    print("limits: lua 1.5 x, tinyxml2 2 x, hello 6 x; offload at least 4 times as fast as distcc")
+    rows: Rows = {}
+    if options.kept and options.kept.exists():
+        rows = json.loads(options.kept.read_text())
+    made: Rows = {}
+    if not options.together:
+        names, ways = options.packages or USUAL, options.ways.split(",")
+        made = one_guest(places, names, ways, options.times)
+    if options.together or not options.packages:
+        made |= together(places, options.packages or TOGETHER)
+    for name, by_way in made.items():
+        rows.setdefault(name, {}).update(by_way)
+    if options.kept:
+        options.kept.write_text(json.dumps(rows, indent=1))
+    show(rows)
 
 
 if __name__ == "__main__":

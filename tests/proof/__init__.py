@@ -18,7 +18,7 @@ from pathlib import Path
 
 from guestctl.places import Places
 
-__all__ = ["NotHere", "Proof"]
+__all__ = ["Enough", "NotHere", "Proof"]
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -27,10 +27,16 @@ class NotHere(Exception):
     """This machine lacks what a proof needs: what was written before stays."""
 
 
-class Proof:
-    """One run of a proof: where it works, and what it has found so far."""
+class Enough(Exception):
+    """The time that this run was given is over: the next one goes on."""
 
-    def __init__(self, name: str, title: str) -> None:
+
+class Proof:
+    """One run of a proof: where it works, and what it has found so far. After `seconds` it begins
+    no further step."""
+
+    def __init__(self, name: str, title: str, seconds: float = float("inf")) -> None:
+        self._until = time.monotonic() + seconds
         self.name = name
         self.title = title
         self.places = Places.of_user()
@@ -43,6 +49,8 @@ class Proof:
         """Does `work` unless an earlier run of this proof has; its time is kept with it."""
         done = self.folder / f"{name.replace(' ', '-')}.done"
         if not done.exists():
+            if time.monotonic() > self._until:
+                raise Enough(name)
             print(f"{self.name}: {name}", flush=True)
             begin = time.monotonic()
             work()
