@@ -210,7 +210,10 @@ static bool copy(int from, int to)
 	return n > 0 && write_all(to, data, (size_t)n) == 0;
 }
 
-/* As distcc's ssh: stdin and stdout are those of the service. */
+/*
+ * As distcc's ssh: stdin and stdout are those of the service. The end of stdin is not passed on,
+ * since distcc closes it as soon as it has said all: to the host, our end is the caller's.
+ */
 static int connect_distcc(void)
 {
 	struct pollfd ready[2] = { { .fd = STDIN_FILENO, .events = POLLIN }, { .events = POLLIN } };
@@ -224,10 +227,8 @@ static int connect_distcc(void)
 			return BROKEN;
 		if (ready[1].revents && !copy(host, STDOUT_FILENO))
 			return 0;
-		if (ready[0].revents && !copy(STDIN_FILENO, host)) {
-			shutdown(host, SHUT_WR);
+		if (ready[0].revents && !copy(STDIN_FILENO, host))
 			ready[0].fd = -1;
-		}
 	}
 }
 

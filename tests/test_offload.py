@@ -5,13 +5,15 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from guestctl.errors import OffloadError, ProtocolError
 from guestctl.offload.builds import builds_of, split
-from guestctl.offload.distcc import DistccCall, encode_answer, read_call
+from guestctl.offload.distcc import Distcc, DistccCall, encode_answer, read_call
 from guestctl.offload.ledger import (
     Entry,
     JobRecord,
@@ -22,10 +24,14 @@ from guestctl.offload.ledger import (
 )
 from guestctl.offload.messages import Decoder, Request, message, number, pieces
 from guestctl.offload.place import Place, Unseen, locate
+from guestctl.offload.relaying import Register
 from guestctl.offload.slots import Slots
+from guestctl.offload.tools import Plan, StepDown, Tools
 from guestctl.offload.words import hidden_path, is_compilation, shows_columns, step_of
-from guestctl.view import Mount
+from guestctl.toolchain import Toolchain
+from guestctl.view import Call, Mount
 from guestctl.wire import Tag
+from tests.fairness import FOREVER
 
 # As a guest has it, with a command that has a root of its own.
 MOUNTS = b"""\
@@ -305,6 +311,45 @@ def test_distccs_protocol_is_read_and_answered() -> None:
     assert answer == b"DONE00000001STAT00000100SERR00000001eSOUT00000000DOTO00000003obj"
 
 
+class SlowTools:
+    """Stands for Tools: its tool runs until it is killed."""
+
+    distcc_only = False
+
+    def __init__(self) -> None:
+        self.began = threading.Event()
+        self.killed = threading.Event()
+
+    def plan(self, request: Request, caller: object, *, remote: bool) -> Plan:
+        call = Call(request.program, tuple(request.argv), {}, b"/", ())
+        return Plan(cast(Toolchain, None), call, None, makes_objects=True, reads_stdin=False)
+
+    def run(self, plan: Plan, stdin: object, register: Register) -> StepDown:
+        register(self.killed.set)
+        self.began.set()
+        assert self.killed.wait(FOREVER)
+        return StepDown("killed")
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_WR, socket.SHUT_RDWR])
+def test_a_caller_of_distcc_that_ends_takes_its_compiler_along(how: int) -> None:
+    """Its own end is that of what it says; a lost guest's closes both ways."""
+    tools = SlowTools()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        distcc = Distcc(cast(Tools, tools), 2)
+        serving = threading.Thread(target=distcc.serve, args=(ours, {}, 1))
+        serving.start()
+        words = (b"gcc", b"-c", b"x.c", b"-o", b"x.o")
+        said = b"".join(b"ARGV%08x%s" % (len(word), word) for word in words)
+        theirs.sendall(b"DIST00000001ARGC%08x%sDOTI00000002xy" % (len(words), said))
+        assert tools.began.wait(FOREVER)
+        assert not tools.killed.is_set()
+        theirs.shutdown(how)
+        serving.join(FOREVER)
+        assert tools.killed.is_set()
+
+
 def request(*changes: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
     whole = {b"N": b"gcc", b"P": b"/usr/bin/gcc", b"C": b"/work", b"U": b"\x12\0\0\0"}
     whole.update(changes)
@@ -445,3 +490,28 @@ def test_slots_bound_what_runs_at_once(tmp_path: Path) -> None:
         thread.join(60)
     assert 1 <= most <= 3
     assert running == 0
+
+
+def test_slots_are_shared_between_guests(tmp_path: Path) -> None:
+    """As many callers of each wait all the time: each guest has about half of the turns."""
+    tmp_path.chmod(0o700)
+    turns = {"one": 0, "other": 0}
+    guests = {name: Slots(tmp_path, 2) for name in turns}
+    lock = threading.Lock()
+    enough = threading.Event()
+
+    def work(name: str) -> None:
+        while not enough.is_set():
+            with guests[name].taken():
+                time.sleep(0.001)
+            with lock:
+                turns[name] += 1
+                if sum(turns.values()) >= 300:
+                    enough.set()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in turns for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(FOREVER)
+    assert min(turns.values()) >= 60, turns

@@ -607,6 +607,42 @@ def test_this_host_has_views(places: Places) -> None:
     assert why_no_view(places.cache) == ""
 
 
+@pytest.mark.parametrize("fuse", ["there", "not there"])
+def test_a_view_needs_no_dev_fuse(
+    fuse: str, share: GuestShare, root: Path, toolchain: Path, places: Places
+) -> None:
+    """It is the same one with the device and without."""
+    script = f"""
+import os
+from pathlib import Path
+from guestctl.view import Mount, Tree, View
+from tests.viewtools import GuestShare, probe
+print(os.path.exists("/dev/fuse"))
+share = GuestShare(Path({str(share.path)!r}), {share.model!r})
+share.file("file", "text")
+share.link("link", "file")
+trees = {{"root": Tree(Path({str(root)!r})), "work": Tree(share.path, share.model)}}
+mounts = Mount("root", b"", b"/"), Mount("work", b"", b"/work")
+with View(trees, Path({str(toolchain)!r}), cache_dir=Path({str(places.cache)!r})) as view:
+    print(view.call(probe("readlink", "/work/link", mounts=mounts)).stdout.decode())
+"""
+    worker_program(places.cache)
+    command = ["bwrap", "--bind", "/", "/", "--dev", "/dev"]
+    if fuse == "there":
+        # Where this host has none, anything of that name: nobody opens it.
+        device = "/dev/fuse" if Path("/dev/fuse").exists() else "/dev/null"
+        command += ["--dev-bind", device, "/dev/fuse"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", script],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == [str(fuse == "there"), "file"]
+
+
 def test_without_watches_changes_are_found_by_time_stamps(
     share: GuestShare, root: Path, toolchain: Path, places: Places
 ) -> None:

@@ -9,13 +9,17 @@ translated and confined as all others, and nothing has to be installed.
 from __future__ import annotations
 
 import logging
+import os
+import select
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from guestctl.errors import GuestctlError, ProtocolError
 from guestctl.offload.messages import Request
+from guestctl.offload.relaying import Register
 from guestctl.offload.tokens import TokenReader, token
 from guestctl.offload.tools import Answer, StepDown, Tools
 from guestctl.view import Given
@@ -106,7 +110,8 @@ class Distcc:
         answer = encode_answer(1 << 8, b"", b"", None)
         try:
             call = read_call(connection)
-            done = self._compile(call, caller)
+            with _killed_with(connection) as register:
+                done = self._compile(call, caller, register)
             if isinstance(done, Answer):
                 # Before the answer, with which the guest's distcc may end.
                 with self._lock:
@@ -122,7 +127,9 @@ class Distcc:
         except OSError as error:
             _log.info("distcc: the caller has gone: %s", error)
 
-    def _compile(self, call: DistccCall, caller: Mapping[int, bytes]) -> Answer | StepDown:
+    def _compile(
+        self, call: DistccCall, caller: Mapping[int, bytes], register: Register
+    ) -> Answer | StepDown:
         argv, name = call.moved(_SOURCE, _OBJECT)
         environment = {b"PATH": b"/usr/bin:/bin"}
         request = Request(call.argv[0], call.argv[0], b"/", 0o022, tuple(argv), environment)
@@ -130,7 +137,7 @@ class Distcc:
         if isinstance(plan, StepDown):
             return plan
         given = replace(plan, call=replace(plan.call, given=(Given(name, call.source),)))
-        done = self._tools.run(given, None, lambda _cancel: None)
+        done = self._tools.run(given, None, register)
         if isinstance(done, StepDown):
             return done
         if done.status or len(done.written) != 1 or (done.stderr and not self._tools.distcc_only):
@@ -150,6 +157,43 @@ class Distcc:
             if not hosts:
                 del self._served[key]
             return host
+
+
+@contextmanager
+def _killed_with(connection: socket.socket) -> Iterator[Register]:
+    """What is registered meanwhile is called when the caller ends, or its guest: until it has its
+    answer, a connection says nothing and stays open."""
+    cancels: list[Callable[[], None]] = []
+    lock = threading.Lock()
+    gone = False
+    over = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def watch() -> None:
+        nonlocal gone
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        poll.register(over, select.POLLIN)
+        if any(handle == over for handle, _ in poll.poll()):
+            return
+        with lock:
+            gone = True
+        for cancel in cancels:
+            cancel()
+
+    def register(cancel: Callable[[], None]) -> None:
+        with lock:
+            cancels.append(cancel)
+        if gone:
+            cancel()
+
+    watcher = threading.Thread(target=watch, name="distcc-watch", daemon=True)
+    watcher.start()
+    try:
+        yield register
+    finally:
+        os.eventfd_write(over, 1)
+        watcher.join()
+        os.close(over)
 
 
 def _source_of(argv: Sequence[bytes]) -> bytes:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from guestctl import Guest, Pool, image, stage
+from guestctl import Guest, GuestLost, Pool, image, stage
 from guestctl.offload import Entry, read_ledger
 from guestctl.packages import Archive
 from guestctl.places import Places
@@ -293,11 +295,45 @@ def test_a_killed_caller_takes_its_compiler_along(
     assert guest.offload.slots.free() == guest.offload.slots.count
 
 
+def compiling(word: str) -> list[str]:
+    """The programs of this host that have a word among their arguments."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has ended
+        if word.encode() in words:
+            found.append(os.fsdecode(words[0]))
+    return found
+
+
+def test_a_killed_guest_takes_its_compilers_along(
+    armv5l_image: image.Image, places: Places
+) -> None:
+    """Those that run, and those that wait for a slot."""
+    install(ARCH, cache_dir=places.cache)
+    name = f"bomb{os.getpid()}.c"
+    with Pool(ARCH, 1, places=places) as pool, pool.lease(timeout=60) as guest:
+        offload = guest.offload
+        assert offload is not None
+        with pytest.raises(GuestLost), guest.mounted():
+            sh(guest, f"{BOMB}; cp x.c {name}")
+            calls = f"gcc -c {name} & " * (2 * offload.slots.count)
+            process = guest.start(["sh", "-c", f"cd /work; {calls} wait"])
+            until(lambda: any("cc1" in program for program in compiling(name)))
+            guest.kill()
+            process.wait()
+        until(lambda: not compiling(name))
+        until(lambda: not offload.busy)
+        until(lambda: offload.slots.free() == offload.slots.count)
+
+
 def test_what_was_written_the_moment_before_is_seen(
     guest: Guest, calls: Callable[[], list[Entry]]
 ) -> None:
     rounds, jobs = 40, 3
-    sh(guest, coherence(rounds, jobs))
+    guest.run(["sh", "-c", coherence(rounds, jobs)], timeout=250).check()
     made = calls()
     assert len(made) == rounds * jobs
     assert reasons(made) == []
@@ -370,3 +406,22 @@ def test_a_pool_may_offload_by_distcc_alone(armv5l_image: image.Image, places: P
             compiled, linked = read_ledger(guest.offload.ledger.path)
     assert (compiled.where, linked.where) == ("distcc", "guest")
     assert linked.reason == "distcc compiles only"
+
+
+def test_run_says_why_nothing_is_offloaded(armv5l_image: image.Image, own_places: Places) -> None:
+    """In a cache of its own, with the image and without a toolchain."""
+    home = own_places.cache.parent / "home"
+    home.mkdir()
+    (home / "guestctl").symlink_to(own_places.cache)
+    command = [sys.executable, "-m", "guestctl", "run", "--arch", ARCH, "--", "true"]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "XDG_CACHE_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    why = f"guestctl: nothing is offloaded: no toolchain of {ARCH} is installed"
+    assert done.stderr.splitlines()[0].startswith(why)

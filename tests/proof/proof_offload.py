@@ -1,25 +1,29 @@
 """Real packages: every object that offload made, against the one of the guest's own compiler.
 
-Each package is built with offload, in a real guest, as its users build it. Then the guest's own
-compiler runs every compilation of the ledger again, in the same tree, and the objects are compared,
-byte for byte. The packages' own tests run in the guest with what offload has built.
+Each package is built with offload, in a real guest, as its users build it, and its own tests run
+there with what was built. Then every compilation of the ledger is made once more by the host and
+once by the guest's own compiler, in the same tree, and the objects are compared, byte for byte. A
+sample of the guest's is kept for the tests (tests/guest/objects.json).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from guestctl import Guest, Pool, image, stage
 from guestctl.invocation import PATH
 from guestctl.offload import Entry, read_ledger, summarize
 from guestctl.packages import Archive
+from guestctl.places import Places
 from guestctl.recipe import parse_lock
 from guestctl.toolchain import install
 from guestctl.toolchain.elf import Elf
+from tests.guest import objects
+from tests.guest.objects import Made
 from tests.guest.shells import settle
 from tests.proof import ROOT, Proof
 
@@ -27,6 +31,7 @@ TITLE = "Objects of offload are those of the guest's own compiler"
 ARCH = "armv5l"
 SUITES = ("bookworm", "bookworm-updates", "bookworm-security")
 AT_ONCE = 10  # compilations of a step, after which an interrupted proof goes on
+SAMPLED = ("lua", "zlib", "tinyxml2", "bzip2", "pugixml")  # for the tests
 
 
 @dataclass(frozen=True)
@@ -64,26 +69,36 @@ def prove(proof: Proof) -> None:
     image.build(ARCH, cache_dir=proof.places.cache)
     install(ARCH, cache_dir=proof.places.cache)
     totals = [0, 0]
+    samples = {}
     for name, package in PACKAGES.items():
-        for index, number in enumerate(prove_package(proof, name, package)):
-            totals[index] += number
-    same, all_ = totals
-    proof.fact("all objects; equal", f"{all_}; {same} ({100 * same / all_:.2f} %)")
-    assert same >= 0.99 * all_
+        made, different = prove_package(proof, name, package)
+        totals[0] += len(made)
+        totals[1] += different
+        if name in SAMPLED:
+            samples[name] = list({call.object: call for call in made}.values())
+    every, different = totals
+    same = every - different
+    proof.fact("all objects; equal", f"{every}; {same} ({100 * same / every:.2f} %)")
+    assert same >= 0.99 * every
+    objects.write(samples, proof.places)
 
 
-def prove_package(proof: Proof, name: str, package: Package) -> tuple[int, int]:
-    """How many objects are equal, and how many there are."""
+def prove_package(proof: Proof, name: str, package: Package) -> tuple[list[Made], int]:
+    """The compilations, with what the guest made of each; how many objects of the host differ."""
     folder = proof.folder / name
     folder.mkdir(exist_ok=True)
     proof.step(f"{name} built", lambda: build(proof, name, package))
     facts = json.loads((folder / "built.json").read_text())
-    calls: list[list[str]] = facts["calls"]
+    calls = [Made(**call) for call in facts["calls"]]
+    made: list[Made] = []
     differing: list[str] = []
     for first in range(0, len(calls), AT_ONCE):
-        some = dict(enumerate(calls[first : first + AT_ONCE], first))
-        proof.step(f"{name} {first}", lambda some=some: compare(proof, name, some))  # type: ignore[misc]
-        differing += json.loads((folder / f"differ.{first}.json").read_text())
+        some = calls[first : first + AT_ONCE]
+        kept = folder / f"compared.{first}.json"
+        proof.step(f"{name} {first}", lambda some=some, kept=kept: compare(proof, name, some, kept))  # type: ignore[misc]
+        found = json.loads(kept.read_text())
+        made += [Made(**call) for call in found["made"]]
+        differing += found["differing"]
     equal = len(calls) - len(differing)
     proof.fact(f"{name} ({package.what}): calls on the host, in the guest", facts["where"])
     proof.fact(f"{name}: objects; equal", f"{len(calls)}; {equal}")
@@ -91,11 +106,12 @@ def prove_package(proof: Proof, name: str, package: Package) -> tuple[int, int]:
         proof.fact(f"{name}: differs", difference)
     if package.test:
         proof.fact(f"{name}: its own tests in the guest, {package.test}", facts["tests"])
-    return equal, len(calls)
+    return made, len(differing)
 
 
-def tarball(proof: Proof, source: str) -> Path:
-    archive = Archive(proof.places.cache / "packages", suites=SUITES)
+def tarball(places: Places, source: str) -> Path:
+    """The locked source of a package."""
+    archive = Archive(places.cache / "packages", suites=SUITES)
     for lock in (ROOT / "examples/demo.lock", Path(__file__).with_name("offload.lock")):
         entries = [e for e in parse_lock(lock.read_text(), str(lock)) if e.name == source]
         if entries:
@@ -104,7 +120,7 @@ def tarball(proof: Proof, source: str) -> Path:
 
 
 def build(proof: Proof, name: str, package: Package) -> None:
-    """Builds and tests a package, and keeps each object aside."""
+    """Builds and tests a package, and keeps what was compiled."""
     folder = proof.folder / name
     (folder / "trees").mkdir(exist_ok=True)
     with (
@@ -113,7 +129,7 @@ def build(proof: Proof, name: str, package: Package) -> None:
     ):
         with guest.mounted():
             guest.run(["sh", "-c", "rm -rf /work/*"], timeout=300).check()
-        stage(tarball(proof, package.source), guest.work, into="build")
+        stage(tarball(proof.places, package.source), guest.work, into="build")
         assert guest.offload is not None
         env = {"JOBS": str(guest.jobs), "LC_ALL": "C.UTF-8"}
         with guest.mounted():
@@ -124,12 +140,7 @@ def build(proof: Proof, name: str, package: Package) -> None:
             if package.test:
                 said = run(guest, f"cd /work/build/*/ && {package.test}", env)
                 tests = said.decode(errors="replace").strip().splitlines()[-1][:100]
-            calls = [call_of(entry) for entry in entries if is_compilation(entry)]
-            script = "mkdir /work/fast\n" + "".join(
-                f"cp {shlex.quote(output)} /work/fast/{number}.o\n"
-                for number, (_, _, output) in enumerate(calls)
-            )
-            run(guest, script, env)
+    calls = [asdict(call_of(entry)) for entry in entries if is_compilation(entry)]
     where = summarize(entries).where
     facts = {"calls": calls, "where": f"{where['offload']}, {where['guest']}", "tests": tests}
     (folder / "built.json").write_text(json.dumps(facts))
@@ -139,37 +150,44 @@ def is_compilation(entry: Entry) -> bool:
     return entry.where == "offload" and entry.step == "compile" and "-c" in entry.argv
 
 
-def call_of(entry: Entry) -> list[str]:
-    """The working directory, the command and the object of a compilation."""
+def call_of(entry: Entry) -> Made:
     argv = entry.argv
     if "-o" in argv:
         output = argv[argv.index("-o") + 1]
     else:
         source = next(word for word in argv if word.endswith((".c", ".cc", ".cpp")))
         output = Path(source).with_suffix(".o").name
-    return [entry.cwd, shlex.join(argv), str(Path(entry.cwd, output))]
+    return Made(entry.cwd, shlex.join(argv), str(Path(entry.cwd, output)))
 
 
-def compare(proof: Proof, name: str, calls: dict[int, Sequence[str]]) -> None:
-    """Has the guest's own compiler make the objects of some calls anew, and compares them."""
+def compare(proof: Proof, name: str, calls: list[Made], kept: Path) -> None:
+    """Has the host and the guest's own compiler make some objects anew, and compares them."""
     folder = proof.folder / name
-    script = f"set -e; mkdir -p /work/slow; PATH={PATH}\n" + "".join(
-        f"cd {shlex.quote(cwd)}; {command}; cp {shlex.quote(output)} /work/slow/{number}.o\n"
-        for number, (cwd, command, output) in calls.items()
-    )
+    script = "set -e; rm -rf /work/fast /work/slow; mkdir /work/fast /work/slow\n"
+    for number, call in enumerate(calls):
+        there = f"cd {shlex.quote(call.cwd)}"
+        for kind, path in (("fast", "$PATH"), ("slow", PATH)):
+            keep = f"mv {shlex.quote(call.object)} /work/{kind}/{number}.o"
+            script += f"(PATH={path}; {there}; {call.command}; {keep})\n"
     with (
-        Pool(ARCH, 1, places=proof.places, share=folder / "trees", offload="off") as pool,
+        Pool(ARCH, 1, places=proof.places, share=folder / "trees") as pool,
         pool.lease(timeout=120) as guest,
         guest.mounted(),
     ):
         run(guest, script, {"LC_ALL": "C.UTF-8"})
+        settle(guest)
+        assert guest.offload is not None
+        where = [entry.where for entry in read_ledger(guest.offload.ledger.path)]
+        assert where == ["offload"] * len(calls), where
     work = folder / "trees/g0"
-    found = []
-    for number, (_, command, _) in calls.items():
+    made, differing = [], []
+    for number, call in enumerate(calls):
         fast, slow = ((work / kind / f"{number}.o").read_bytes() for kind in ("fast", "slow"))
+        made.append(asdict(replace(call, sha256=hashlib.sha256(slow).hexdigest())))
         if fast != slow:
-            found.append(f"{shlex.split(command)[-1]}: {', '.join(differing_sections(fast, slow))}")
-    (folder / f"differ.{min(calls)}.json").write_text(json.dumps(found))
+            sections = ", ".join(differing_sections(fast, slow))
+            differing.append(f"{Path(call.object).name}: {sections}")
+    kept.write_text(json.dumps({"made": made, "differing": differing}))
 
 
 def differing_sections(one: bytes, other: bytes) -> list[str]:

@@ -77,7 +77,7 @@ def by_offload(proof: Proof, model: str) -> None:
                 guest.mounted(),
             ):
                 script = coherence(AT_ONCE // JOBS, JOBS)
-                guest.run(["bash", "-c", script], timeout=1200).check()
+                guest.run(["sh", "-c", script], timeout=1200).check()
                 settle(guest)
                 assert guest.offload is not None
                 where = summarize(read_ledger(guest.offload.ledger.path)).where
