@@ -110,7 +110,7 @@ def forget_share(share: Path, runtime: Path) -> None:
 
 
 def await_ready(
-    waiting: dict[int, GuestDir], timeout: float, progress: Callable[[str], None]
+    waiting: dict[int, GuestDir], timeout: float, progress: Callable[[str], object]
 ) -> None:
     """Until every supervisor has reported; raises GuestLost at the first that failed.
 

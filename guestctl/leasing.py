@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from guestctl.errors import AgentBroke, GuestHung, GuestLost, PoolError
@@ -22,21 +23,34 @@ if TYPE_CHECKING:
 __all__ = ["Leases"]
 
 _LEASE_POLL = 0.01
+# Seconds that one waits for a guest without a word.
+_SILENCE = 2.0
 # Within so many seconds a guest that can be leased says that it is there.
 _GREETING = 15.0
 
 
 class Leases:
-    """Of the guests in `folder`; `stock` makes new ones where it takes that."""
+    """Of the guests in `folder`; `stock` makes new ones where it takes that, and `progress` hears
+    that one waits.
+    """
 
-    def __init__(self, folder: PoolDir, options: PoolOptions, stock: Stock) -> None:
+    def __init__(
+        self,
+        folder: PoolDir,
+        options: PoolOptions,
+        stock: Stock,
+        progress: Callable[[str], object],
+    ) -> None:
         self._dir = folder
         self._options = options
         self._stock = stock
+        self._progress = progress
 
     def lease(self, timeout: float | None, *, fresh: bool, orphan: float) -> Guest:
         """See Pool.lease."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        begin = time.monotonic()
+        deadline = None if timeout is None else begin + timeout
+        told = False
         while True:
             if not self._dir.spec() or self._dir.ending.exists():
                 raise PoolError(f"the pool {self._dir.name!r} is down")
@@ -54,6 +68,9 @@ class Leases:
                 raise PoolError(
                     f"no guest of pool {self._dir.name!r} was free within {timeout:g} s"
                 )
+            if not told and time.monotonic() > begin + _SILENCE:
+                self._progress(f"no guest of pool {self._dir.name!r} is free yet: waiting")
+                told = True
             # flock has no way to wait for the first of several locks.
             time.sleep(_LEASE_POLL)
 

@@ -47,7 +47,7 @@ class Pool:
         *,
         name: str | None = None,
         places: Places | None = None,
-        progress: Callable[[str], None] | None = None,
+        progress: Callable[[str], object] | None = None,
         forks: bool = False,
         **options: Any,
     ) -> None:
@@ -67,12 +67,21 @@ class Pool:
         self._up(leashed=name is None)
 
     @classmethod
-    def attach(cls, name: str = DEFAULT_NAME, *, places: Places | None = None) -> Pool:
-        """The pool `name` that is up already; raises PoolError when there is none."""
+    def attach(
+        cls,
+        name: str = DEFAULT_NAME,
+        *,
+        places: Places | None = None,
+        progress: Callable[[str], object] | None = None,
+    ) -> Pool:
+        """The pool `name` that is up already; raises PoolError when there is none.
+
+        `progress` is told what a lease waits for.
+        """
         pool = cls.__new__(cls)
         pool._places = places or Places.of_user()
         pool._dir = PoolDir.named(pool._places.runtime, name)
-        pool._progress = lambda _text: None
+        pool._progress = progress or (lambda _text: None)
         pool._forks = False
         spec = pool._dir.spec()
         if not spec:
@@ -92,7 +101,7 @@ class Pool:
             progress=self._progress,
             forks=self._forks,
         )
-        self._leases = Leases(self._dir, self._options, self._stock)
+        self._leases = Leases(self._dir, self._options, self._stock, self._progress)
 
     @property
     def name(self) -> str:
@@ -251,9 +260,21 @@ def _sweep(places: Places) -> None:
             Pool.attach(name, places=places).down()
 
 
-def only_pool(places: Places) -> str:
-    """The name to use when the caller gave none: `default`, or the only one there is."""
+def _for_one_command(pool: PoolDir) -> bool:
+    """Whether it is gone with the process that made it, which leases its only guest."""
+    return pool.owner() is not None and bool(pool.spec().get("options", {}).get("single"))
+
+
+def only_pool(places: Places, *, to_lease: bool = False) -> str:
+    """The name to use when the caller gave none: `default`, or the only one there is.
+
+    Who wants a guest `to_lease` does not mean one that was made for another's only command.
+    """
     names = pool_names(places.runtime)
+    if to_lease:
+        names = [
+            name for name in names if not _for_one_command(PoolDir.named(places.runtime, name))
+        ]
     if DEFAULT_NAME in names or len(names) != 1:
         return DEFAULT_NAME
     return names[0]

@@ -27,7 +27,7 @@ class Stock:
         options: PoolOptions,
         places: Places,
         *,
-        progress: Callable[[str], None],
+        progress: Callable[[str], object],
         forks: bool = False,
     ) -> None:
         self._dir = folder

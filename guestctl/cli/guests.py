@@ -76,7 +76,11 @@ def the_pool(name: str | None) -> Pool:
     from guestctl.pool import Pool, only_pool
 
     places = Places.of_user()
-    return Pool.attach(name or only_pool(places), places=places)
+    return Pool.attach(
+        name or only_pool(places, to_lease=True),
+        places=places,
+        progress=lambda text: sys.stderr.write(f"guestctl: {text}\n"),
+    )
 
 
 @contextmanager

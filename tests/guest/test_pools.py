@@ -15,6 +15,7 @@ import pytest
 from guestctl import GuestLost, Pool, PoolError, ShareError, UsageError
 from guestctl.image import Image
 from guestctl.places import Places
+from guestctl.pool import only_pool
 
 
 def guestctl(*args: str, **options: object) -> subprocess.CompletedProcess[bytes]:
@@ -112,6 +113,19 @@ def test_run_with_arch_boots_and_leaves_nothing(armv5l_image: Image, tmp_path: P
     assert run.stdout == b"/work\n5 6\n"
     assert (share / "file").read_bytes() == b"made\n"
     assert (share / ".virtfs_metadata" / "file").read_bytes().startswith(b"virtfs.uid=5\n")
+
+
+def test_who_waits_is_told_and_takes_no_guest_of_anothers_only_command(
+    armv5l_image: Image, own_places: Places
+) -> None:
+    heard: list[str] = []
+    with Pool("armv5l", 1, places=own_places, single=True) as pool, pool.lease(60):
+        assert only_pool(own_places) == pool.name
+        assert only_pool(own_places, to_lease=True) == "default"
+        again = Pool.attach(pool.name, places=own_places, progress=heard.append)
+        with pytest.raises(PoolError, match=r"was free within 3 s"):
+            again.lease(3)
+    assert heard == [f"no guest of pool {pool.name!r} is free yet: waiting"]
 
 
 def test_stdin_goes_through_run(pool: Pool) -> None:
