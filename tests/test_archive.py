@@ -411,6 +411,17 @@ def test_from_a_pipe(tmp_path):
     os.waitpid(child, 0)
 
 
+def test_a_gnu_dump_of_empty_directories(source, tmp_path):
+    """Each directory has a payload, the list of its names: of an empty one, a block of zeros."""
+    (source / "empty" / "too").mkdir(parents=True)
+    archive = tmp_path / "dump.tar"
+    run("tar", "-cf", archive, "--listed-incremental", tmp_path / "snapshot", "-C", source, ".")
+    stage(archive, tmp_path / "tree")
+    listed = {str(path.relative_to(source)) for path in source.rglob("*")}
+    assert {"empty", "empty/too"} < listed
+    assert names(tmp_path / "tree") == listed | {""}
+
+
 def test_names_cut_at_a_slash_are_no_directories(tmp_path):
     """The header of a long name holds its first 100 bytes, which may end in a slash."""
     for length in range(90, 112):

@@ -192,9 +192,13 @@ class TarReader:
             entry.target = target
         elif form in (stat.S_IFCHR, stat.S_IFBLK):
             entry.rdev = rdev
-        # POSIX: no payload, whatever the size says; old archivers meant a directory's own.
+        # POSIX: no payload, whatever the size says; old archivers meant a directory's own. But a
+        # GNU dump directory has one, which may look like the archive's end.
         if header.kind in b"23456" or (
-            form == stat.S_IFDIR and self.left and self._followed_by_header()
+            form == stat.S_IFDIR
+            and header.kind != b"D"
+            and self.left
+            and self._followed_by_header()
         ):
             self.left = 0
         if pax:
