@@ -20,6 +20,7 @@ __all__ = [
     "META_DIR",
     "META_MAX",
     "MODELS",
+    "MODE_XATTR",
     "RESERVED",
     "ROOT_FILE",
     "SEAL",
@@ -48,6 +49,7 @@ RESERVED = frozenset((META_DIR, ROOT_FILE))
 # root's metadata folder is ours: the guest neither sees it nor can it collide.
 STATE_NAME = META_DIR
 VIRTFS_PREFIX = b"user.virtfs."  # mapped-xattr hides it from the guest; mapped-file does not
+MODE_XATTR = b"user.virtfs.mode"
 STATE_XATTR = b"user.virtfs.guestctl.state"
 # What QEMU cannot store is kept under this prefix: on the metadata file (mapped-file), where the
 # guest cannot look, and on the entry (mapped-xattr). Both follow renames, links and unlinks.
@@ -60,6 +62,7 @@ ACL_PREFIX = b"user.virtfs.system."
 ID_MAX = 0xFFFFFFFE  # -1 means "unset" to QEMU
 META_MAX = 4096  # more than this is not metadata
 _CHUNK = 99  # fgets into char[100]
+_WITH_RDEV = frozenset((stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK))
 _TYPES = frozenset(
     (
         stat.S_IFREG,
@@ -91,7 +94,7 @@ class Meta:
 
 def has_rdev(mode: int) -> bool:
     """Whether QEMU writes an rdev for what mknod made (devices, and 0 for fifos and sockets)."""
-    return stat.S_IFMT(mode) in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
+    return mode & 0o170000 in _WITH_RDEV
 
 
 def encode_rdev(major: int, minor: int) -> int:
@@ -138,7 +141,7 @@ def encode_xattrs(
     pairs = [
         (b"user.virtfs.uid", uid.to_bytes(4, "little")),
         (b"user.virtfs.gid", gid.to_bytes(4, "little")),
-        (b"user.virtfs.mode", mode.to_bytes(4, "little")),
+        (MODE_XATTR, mode.to_bytes(4, "little")),
     ]
     if rdev is not None:
         pairs.append((b"user.virtfs.rdev", rdev.to_bytes(8, "little")))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 __all__ = [
     "Handmade",
+    "HandmadeXattr",
     "Member",
     "cpio_newc",
     "every_type",
@@ -187,6 +188,23 @@ class Handmade:
     def link(self, path: str, target: str) -> None:
         os.link(self.root / target, self.root / path)
         os.link(self.meta(target), self.meta(path))
+
+
+class HandmadeXattr(Handmade):
+    """The same of a mapped-xattr tree: each entry has its metadata as attributes of its own."""
+
+    def attributes(
+        self, path: str, mode: int, uid: int = 0, gid: int = 0, rdev: int | None = None
+    ) -> Path:
+        at = self.root / path
+        for key, value in (("uid", uid), ("gid", gid), ("mode", mode)):
+            os.setxattr(at, f"user.virtfs.{key}", (value % 2**32).to_bytes(4, "little"))
+        if rdev is not None:
+            os.setxattr(at, "user.virtfs.rdev", (rdev % 2**32).to_bytes(8, "little"))
+        return at
+
+    def link(self, path: str, target: str) -> None:
+        os.link(self.root / target, self.root / path)
 
 
 Make = Callable[[Path], Handmade]

@@ -13,6 +13,7 @@ import pytest
 from guestctl.errors import ArchiveError, GuestctlError, TreeError
 from guestctl.translate import check, collect, list_tree, repair, stage
 from guestctl.tree.state import hold_tree, is_partial
+from guestctl.vmeta import MAPPED_XATTR, MODELS, encode_text
 from tests.corpus import (
     Handmade,
     Member,
@@ -25,15 +26,38 @@ from tests.corpus import (
 )
 
 META = ".virtfs_metadata"
+ROOT = ".virtfs_metadata_root"
+# A tree of each model in turn, which is named after it; else it is of the usual one.
+both_models = pytest.mark.parametrize("tree", MODELS, indirect=True)
+
+
+def in_xattrs(tree: Path) -> bool:
+    return tree.name == MAPPED_XATTR
+
+
+def unpack(source: bytes | Path, tree: Path, **options):
+    if tree.name in MODELS:
+        options.setdefault("security_model", tree.name)
+    return stage(io.BytesIO(source) if isinstance(source, bytes) else source, tree, **options)
 
 
 def put(tree: Path, *wanted: Member, **options):
-    return stage(io.BytesIO(tar_bytes(list(wanted))), tree, **options)
+    return unpack(tar_bytes(list(wanted)), tree, **options)
 
 
 def text(tree: Path, path: str) -> bytes:
+    """The metadata of an entry as mapped-file has it, whatever the model; "" is the root."""
     at = tree / path
-    return (at.parent / META / at.name).read_bytes()
+    if not in_xattrs(tree):
+        return (at.parent / META / at.name if path else tree / ROOT).read_bytes()
+    sizes = {"uid": 4, "gid": 4, "mode": 4, "rdev": 8}
+    known = {key: f"user.virtfs.{key}" for key in sizes if f"user.virtfs.{key}" in os.listxattr(at)}
+    values = {key: os.getxattr(at, name) for key, name in known.items()}
+    assert {key: len(value) for key, value in values.items()} == {key: sizes[key] for key in known}
+    return b"".join(
+        b"virtfs.%b=%d\n" % (key.encode(), int.from_bytes(value[:4], "little", signed=True))
+        for key, value in values.items()
+    )
 
 
 def perm(path: Path) -> int:
@@ -65,11 +89,12 @@ def refused(tree: Path, *wanted: Member, words: tuple[str, ...] = (), **options)
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    return tmp_path / "tree"
+def tree(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    return tmp_path / getattr(request, "param", "tree")
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o777, 0])
+@both_models
 def test_case_21_complete_metadata_and_exact_host_modes(tree, umask):
     tree.mkdir(0o700)
     before = os.umask(umask)
@@ -100,6 +125,7 @@ def test_case_21_complete_metadata_and_exact_host_modes(tree, umask):
     assert not check(tree)
 
 
+@both_models
 def test_case_22_directories_without_permissions(tree):
     put(tree, directory("./shut", 0), Member("./shut/in"))
     assert perm(tree / "shut") == 0o700
@@ -129,18 +155,21 @@ def test_case_23_names_that_are_refused(tree, name, model):
     refused(tree, Member(name), security_model=model)
     refused(tree, hardlink("good", name), security_model=model)
     refused(tree, Member("short", pax=(("path", name),)), security_model=model)
-    assert set(os.listdir(tree.parent)) == {"tree"}
+    assert set(os.listdir(tree.parent)) == {tree.name}
 
 
+@both_models
 def test_case_23_a_nul_in_a_name(tree):
     refused(tree, Member("short", pax=(("path", "a\0b"),)), words=("NUL",))
 
 
+@both_models
 def test_case_23_spellings_that_are_fine(tree):
     put(tree, directory("./a/"), Member("./a//b/./c", data=b"x"), directory("."))
     assert [os.fsdecode(entry.path) for entry in list_tree(tree)] == ["", "a", "a/b", "a/b/c"]
 
 
+@both_models
 def test_case_24_entries_through_a_link(tree, tmp_path):
     (tmp_path / "outside").mkdir()
     for target in ("..", str(tmp_path / "outside"), "../outside", "d"):
@@ -150,6 +179,7 @@ def test_case_24_entries_through_a_link(tree, tmp_path):
     assert not any(path.is_symlink() for path in tree.rglob("*"))
 
 
+@both_models
 def test_case_24_through_links_of_the_host(tree, tmp_path):
     (tmp_path / "outside").mkdir()
     put(tree, Member("x"))
@@ -159,6 +189,7 @@ def test_case_24_through_links_of_the_host(tree, tmp_path):
 
 
 @pytest.mark.parametrize("follow", [False, True])
+@both_models
 def test_case_24_merged_usr(tree, follow):
     put(tree, directory("usr"), directory("usr/lib"), symlink("lib", "usr/lib"))
     wanted = (directory("lib", 0o700), Member("lib/new", data=b"n"))
@@ -173,6 +204,7 @@ def test_case_24_merged_usr(tree, follow):
 
 
 @pytest.mark.parametrize("target", ["/usr/lib", "../../../usr/lib", "usr/../usr/./lib", "hop"])
+@both_models
 def test_case_24_links_are_followed_inside_only(tree, target):
     put(
         tree,
@@ -187,12 +219,14 @@ def test_case_24_links_are_followed_inside_only(tree, target):
     assert (tree / "sysroot/usr/lib/new").exists()
 
 
+@both_models
 def test_case_24_loops_of_links(tree):
     loop = (symlink("a", "b"), symlink("b", "a"))
     refused(tree, *loop, Member("a/x"), follow_dirs=True)
     refused(tree, symlink("a", "/no/where"), Member("a/x"), follow_dirs=True)
 
 
+@both_models
 def test_case_25_implicit_parents(tree):
     put(tree, Member("a/b/c", uid=5, mtime=1234))
     for path in ("a", "a/b"):
@@ -201,17 +235,18 @@ def test_case_25_implicit_parents(tree):
     assert not check(tree)
 
 
+@both_models
 def test_case_26_the_root_has_attributes(tree):
     put(tree, directory("./", 0o1750, uid=7, gid=8, mtime=99), Member("./x"))
-    assert (tree / ".virtfs_metadata_root").read_bytes() == (
-        b"virtfs.uid=7\nvirtfs.gid=8\nvirtfs.mode=%d\n" % 0o41750
-    )
+    assert text(tree, "") == b"virtfs.uid=7\nvirtfs.gid=8\nvirtfs.mode=%d\n" % 0o41750
     assert tree.stat().st_mtime == 99
     put(tree, directory("./", 0o700, uid=9), into="sub")
     assert text(tree, "sub").startswith(b"virtfs.uid=9\n")
-    assert (tree / ".virtfs_metadata_root").read_bytes().startswith(b"virtfs.uid=7\n")
+    assert text(tree, "").startswith(b"virtfs.uid=7\n")
+    assert (ROOT in os.listdir(tree)) != in_xattrs(tree)
 
 
+@both_models
 def test_case_27_duplicates_and_type_changes(tree):
     put(
         tree,
@@ -233,11 +268,13 @@ def test_case_27_duplicates_and_type_changes(tree):
     assert not check(tree)
 
 
+@both_models
 def test_case_27_a_full_directory_is_not_replaced(tree):
     refused(tree, directory("d"), Member("d/x"), Member("d"), words=("d", "not empty"))
     refused(tree, directory("d"), Member("d/x"), symlink("d", "x"), words=("d", "not empty"))
 
 
+@both_models
 def test_case_28_hard_links_share_data_and_metadata(tree):
     put(tree, *every_type(), hardlink("early", "late"), Member("late", data=b"l"))
     for name, target in (
@@ -249,16 +286,19 @@ def test_case_28_hard_links_share_data_and_metadata(tree):
     ):
         old, new = tree / target, tree / name
         assert old.samefile(new)
-        assert (old.parent / META / old.name).samefile(new.parent / META / new.name)
+        if not in_xattrs(tree):
+            assert (old.parent / META / old.name).samefile(new.parent / META / new.name)
     assert not check(tree)
 
 
+@both_models
 def test_case_28_hard_links_to_nothing(tree):
     refused(tree, hardlink("a", "missing"), words=("a", "missing"))
     refused(tree, directory("d"), hardlink("a", "d"), words=("a", "directory"))
     refused(tree, Member("a"), hardlink("a", "a"), words=("itself",))
 
 
+@both_models
 def test_case_29_hard_links_with_a_payload(tree):
     raw = bytearray(
         tar_bytes(
@@ -273,24 +313,27 @@ def test_case_29_hard_links_with_a_payload(tree):
     raw[at + 156 : at + 158] = b"1a"
     raw[at + 148 : at + 156] = b"        "
     raw[at + 148 : at + 156] = b"%06o\0 " % sum(raw[at : at + 512])
-    stage(io.BytesIO(bytes(raw)), tree)
+    unpack(bytes(raw), tree)
     assert (tree / "a").samefile(tree / "b") and (tree / "c").read_bytes() == b"end"
 
 
+@both_models
 def test_case_30_a_source_of_hard_links_is_copied(tree, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     (source / "a").write_bytes(b"x")
     os.link(source / "a", tmp_path / "cached")
-    stage(source, tree)
+    unpack(source, tree)
     assert (tree / "a").stat().st_ino != (source / "a").stat().st_ino
     (tree / "a").write_bytes(b"changed")
     assert (tmp_path / "cached").read_bytes() == b"x"
 
 
+@both_models
 def test_case_31_what_cannot_be_held(tree):
-    device = Member("dev", tarfile.CHRTYPE, rdev=(4095, 1048575))
-    refused(tree, device, words=("dev", "unset"))
+    if not in_xattrs(tree):
+        device = Member("dev", tarfile.CHRTYPE, rdev=(4095, 1048575))
+        refused(tree, device, words=("dev", "unset"))
     refused(tree, Member("high", uid=4294967295), words=("high", "4294967295"))
     refused(tree, directory("high", uid=4294967295), words=("high", "4294967295"))
     refused(tree, Member("wide", tarfile.CHRTYPE, rdev=(4096, 0)), words=("wide",))
@@ -303,12 +346,14 @@ def test_case_31_mapped_xattr_holds_the_widest_device(tree):
     assert members(out.getvalue())[b"dev"][5] == (4095, 1048575)
 
 
+@both_models
 def test_case_32_empty_directories_have_no_metadata_folder(tree):
     put(tree, directory("empty"), directory("full"), Member("full/x"))
     assert not os.listdir(tree / "empty")
-    assert META in os.listdir(tree / "full")
+    assert (META in os.listdir(tree / "full")) != in_xattrs(tree)
 
 
+@both_models
 def test_case_33_times_of_directories(tree):
     put(
         tree,
@@ -351,30 +396,39 @@ def test_case_34_attributes_of_qemu_are_not_taken(tree):
     assert os.getxattr(tree / "x", "user.virtfs.uid") == bytes(4)
 
 
+@both_models
 def test_case_35_odd_types(tree):
     raw = tar_bytes([Member("label"), Member("contiguous", b"7", b"c"), Member("odd", b"Z", b"o")])
     raw = bytearray(raw)
     raw[156:157] = b"V"
     raw[148:156] = b"        "
     raw[148:156] = b"%06o\0 " % sum(raw[:512])
-    stage(io.BytesIO(bytes(raw)), tree)
+    unpack(bytes(raw), tree)
     assert (tree / "contiguous").read_bytes() == b"c" and (tree / "odd").read_bytes() == b"o"
     assert text(tree, "odd").endswith(b"mode=33188\n")
     assert not (tree / "label").exists()
 
 
+@both_models
 def test_case_36_replaced_entries_leave_no_orphans(tree):
     put(tree, directory("d"), Member("f"), symlink("s", "x"))
     put(tree, Member("d"), directory("f"), Member("s"))
     assert not check(tree)
 
 
+@both_models
 def test_case_37_repair_rewrites_shared_metadata_in_place(tree):
     put(tree, Member("a", mode=0o600), hardlink("b", "a"))
-    (tree / META / "a").write_bytes(b"virtfs.uid=5\n")
+    if in_xattrs(tree):
+        os.setxattr(tree / "a", "user.virtfs.uid", b"\5\0\0\0")
+        for key in ("gid", "mode"):
+            os.removexattr(tree / "a", f"user.virtfs.{key}")
+    else:
+        (tree / META / "a").write_bytes(b"virtfs.uid=5\n")
     assert {problem.kind for problem in check(tree)} == {"partial"}
     assert all(problem.mended for problem in repair(tree))
-    assert (tree / META / "a").samefile(tree / META / "b")
+    if not in_xattrs(tree):
+        assert (tree / META / "a").samefile(tree / META / "b")
     assert text(tree, "b") == b"virtfs.uid=5\nvirtfs.gid=0\nvirtfs.mode=33152\n"
 
 
@@ -395,8 +449,9 @@ def source(tmp_path: Path) -> Path:
     return source
 
 
+@both_models
 def test_case_38_a_folder_of_the_host(tree, source):
-    stage(source, tree)
+    unpack(source, tree)
     assert (tree / "link").read_bytes() == b"/etc/passwd"
     assert text(tree, "link") == b"virtfs.uid=0\nvirtfs.gid=0\nvirtfs.mode=41471\n"
     assert text(tree, "pipe").endswith(b"virtfs.mode=4512\nvirtfs.rdev=0\n")
@@ -408,16 +463,18 @@ def test_case_38_a_folder_of_the_host(tree, source):
     assert not check(tree)
 
 
+@both_models
 def test_case_39_read_only_files(tree, source):
-    stage(source, tree, exclude_vcs=True)
+    unpack(source, tree, exclude_vcs=True)
     assert perm(tree / "read-only") == 0o600
     assert text(tree, "read-only").endswith(b"mode=33060\n")
     assert not (tree / ".git").exists()
 
 
+@both_models
 def test_case_40_the_users_own_files_stay_as_they_are(tree, source):
     before = {path: path.lstat() for path in source.rglob("*")}
-    stage(source, tree)
+    unpack(source, tree)
     for path, info in before.items():
         now = path.lstat()
         assert (now.st_mode, now.st_mtime_ns, now.st_nlink, now.st_ctime_ns) == (
@@ -543,6 +600,64 @@ def test_repair_mends_what_check_finds(tmp_path):
     assert found[b"host-link"].target == b"target"
     assert stat.S_ISFIFO(found[b"host-pipe"].mode)
     assert found[b"b"].link == b"a"
+
+
+def test_metadata_that_unrelated_entries_share(tmp_path):
+    """It is named, with both paths and what it does; repair gives each file its own."""
+    made = Handmade(tmp_path / "t")
+    made.file("a", mode=0o104755, uid=7)
+    made.file("b")
+    made.folder("d")
+    made.file("d/x", b"x")
+    made.link("d/y", "d/x")
+    root = made.root / ".virtfs_metadata_root"
+    root.write_bytes(encode_text(0, 0, 0o40750))
+    for path, other in (
+        ("b", made.meta("a")),
+        ("d", root),
+        ("d/x", made.meta("a")),
+        ("d/y", made.meta("a")),
+    ):
+        made.meta(path).unlink()
+        os.link(other, made.meta(path))
+    found = {(os.fsdecode(p.path), p.kind, p.detail) for p in check(made.root)}
+    assert found == {
+        ("b", "shared-metadata", "that of a"),
+        ("d", "shared-metadata", "that of ."),
+        ("d/x", "shared-metadata", "that of a"),
+        ("d/y", "shared-metadata", "that of a"),
+    }
+    line = next(p.line for p in check(made.root) if p.path == b"b")
+    assert line == (
+        "b: shared-metadata (that of a): it is another entry's too: "
+        "a guest's chmod or chown of one changes both"
+    )
+    assert all(problem.mended for problem in repair(made.root))
+    assert not check(made.root)
+    metas = [made.meta(name) for name in ("a", "b", "d", "d/x", "d/y")]
+    numbers = [path.stat().st_ino for path in (*metas, root)]
+    assert len(set(numbers)) == 5 and numbers[3] == numbers[4]
+    seen = {entry.path: entry for entry in list_tree(made.root)}
+    assert {(seen[name].mode, seen[name].uid) for name in (b"a", b"b", b"d/x")} == {(0o104755, 7)}
+    assert seen[b"d"].mode == seen[b""].mode == 0o40750 and seen[b"d/y"].link == b"d/x"
+
+
+def test_metadata_that_is_shared_with_one_name_of_a_file(tmp_path):
+    """The names of that file share what its other name has, which is nobody else's."""
+    made = Handmade(tmp_path / "t")
+    made.file("a", uid=1)
+    made.file("b", uid=2)
+    made.link("c", "b")
+    made.meta("c").unlink()
+    os.link(made.meta("a"), made.meta("c"))
+    assert {(p.path, p.kind) for p in check(made.root) if p.path} == {
+        (b"c", "shared-metadata"),
+        (b"c", "unshared-links"),
+    }
+    assert all(problem.mended for problem in repair(made.root))
+    assert not check(made.root)
+    seen = {entry.path: entry for entry in list_tree(made.root)}
+    assert (seen[b"a"].uid, seen[b"b"].uid, seen[b"c"].link) == (1, 2, b"b")
 
 
 @pytest.mark.parametrize("known", ["a", "b", "sub/c", None])

@@ -11,7 +11,7 @@ from guestctl.archive.stream import Stream
 from guestctl.entry import Entry
 from guestctl.errors import ArchiveError
 from guestctl.tree.state import OPEN_DIR, OPEN_FILE
-from guestctl.vmeta import META_DIR, RESERVED
+from guestctl.vmeta import META_DIR, MODE_XATTR, RESERVED
 
 __all__ = ["HostDir"]
 
@@ -38,6 +38,13 @@ class HostDir:
 
     def _fail(self, path: bytes, what: str, hint: str = "") -> ArchiveError:
         return ArchiveError(f"{self.name}: {os.fsdecode(path) or '.'}: {what}", hint=hint)
+
+    def _tree_already(self, path: bytes, sign: bytes) -> ArchiveError:
+        return self._fail(
+            path,
+            f"it holds {sign.decode()}: it is a virtfs tree already",
+            "collect it first, and stage the archive",
+        )
 
     def __iter__(self) -> Iterator[Entry]:
         root = os.open(b".", OPEN_DIR, dir_fd=self._fd)
@@ -73,11 +80,7 @@ class HostDir:
     def _names(self, fd: int, path: bytes) -> list[bytes]:
         names = sorted(map(os.fsencode, os.listdir(fd)), reverse=True)
         if not RESERVED.isdisjoint(names):
-            raise self._fail(
-                path,
-                f"it holds {META_DIR.decode()}: it is a virtfs tree already",
-                "collect it first, and stage the archive",
-            )
+            raise self._tree_already(path, META_DIR)
         return [name for name in names if name not in self._exclude]
 
     def _entry(self, path: bytes, fd: int, info: os.stat_result) -> Entry:
@@ -85,6 +88,8 @@ class HostDir:
         if fd >= 0:
             for shown in os.listxattr(fd):
                 name = os.fsencode(shown)
+                if name == MODE_XATTR:
+                    raise self._tree_already(path, name)
                 if name.startswith((b"user.", b"security.capability", b"system.posix_acl_")):
                     entry.xattrs[name] = os.getxattr(fd, name)
         return entry

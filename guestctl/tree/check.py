@@ -44,6 +44,8 @@ from guestctl.vmeta import (
 
 __all__ = ["examine"]
 
+_Ident = tuple[int, int]
+
 
 def examine(root: int, model: str, *, mend: bool = False) -> Iterator[Problem]:
     """Yields the problems of the tree at `root`, and with `mend` deals with each as it is found.
@@ -66,8 +68,11 @@ class _Examiner:
         self._mend = mend
         # Links into the cache cannot be written to; links of our own making can.
         self._file_access = 0o400 if read_state(root).links else 0o600
-        self._links: dict[tuple[int, int], tuple[bytes, tuple[int, int]]] = {}
-        self._bare: dict[tuple[int, int], list[bytes]] = {}
+        # By device and inode: of a file of several names, the first with metadata, and which that
+        # is; its names without; and of metadata of several names, whose it was when it was met.
+        self._links: dict[_Ident, tuple[bytes, _Ident]] = {}
+        self._bare: dict[_Ident, list[bytes]] = {}
+        self._owners: dict[_Ident, tuple[bytes, _Ident]] = {}
 
     def run(self) -> Iterator[Problem]:
         state = read_state(self._root)
@@ -77,12 +82,9 @@ class _Examiner:
         todo = [b""]
         while todo:
             self.at = path = todo.pop()
-            fd = self._open(path)
-            try:
-                folders: list[bytes] = []
+            folders: list[bytes] = []
+            with self._opened(path) as fd:
                 yield from self._folder(path, fd, folders)
-            finally:
-                os.close(fd)
             todo += sorted(folders, reverse=True)
         yield from self._without()
         if state.dirty:
@@ -94,15 +96,17 @@ class _Examiner:
         path = Path(f"/proc/self/fd/{self._root}")
         cleaned(path, MAPPED_FILE if self._file_model else MAPPED_XATTR)
 
-    def _open(self, path: bytes) -> int:
+    @contextlib.contextmanager
+    def _opened(self, path: bytes) -> Iterator[int]:
         fd = os.open(b".", OPEN_DIR, dir_fd=self._root)
-        for name in path.split(b"/") if path else ():
-            try:
+        try:
+            for name in path.split(b"/") if path else ():
                 below = open_dir(name, fd)
-            finally:
                 os.close(fd)
-            fd = below
-        return fd
+                fd = below
+            yield fd
+        finally:
+            os.close(fd)
 
     def _report(self, path: bytes, kind: str, detail: str, act: Callable[[], object]) -> Problem:
         """A problem, dealt with by `act` if that is wanted and can be done."""
@@ -220,6 +224,10 @@ class _Examiner:
         except OSError as error:
             yield Problem(at, "unsafe-metadata", error.strerror or "")
             return
+        if text is not None:
+            yield from self._of_another(at, fd, name, info, where, text)
+            if self._mend:
+                text = read_small(name, where, META_MAX)
         if info.st_nlink > 1 and stat.S_ISREG(info.st_mode):
             found = yield from self._shared(at, fd, name, info, meta, text)
             if found:
@@ -263,6 +271,24 @@ class _Examiner:
         elif form not in (stat.S_IFREG, stat.S_IFDIR) and info.st_size:
             yield self._report(at, "content", f"{info.st_size} bytes", lambda: empty(fd, name))
 
+    def _of_another(
+        self, at: bytes, fd: int, name: bytes, info: os.stat_result, where: int, text: bytes
+    ) -> Iterator[Problem]:
+        """Metadata that another entry has too, though they are not names of one file."""
+        held = os.stat(name, dir_fd=where, follow_symlinks=False)
+        if held.st_nlink < 2:
+            return
+        ident = info.st_dev, info.st_ino
+        first, whose = self._owners.setdefault((held.st_dev, held.st_ino), (at, ident))
+        if whose == ident:
+            return
+        if ident in self._links:
+            act = partial(self._share, self._links[ident][0], fd, name, where)
+        else:
+            right = text_of(judge(decode_text(text), info.st_mode, bool(text))[2])
+            act = partial(rewrite, fd, name, right, is_root=not at, anew=True)
+        yield self._report(at, "shared-metadata", f"that of {os.fsdecode(first) or '.'}", act)
+
     def _shared(
         self,
         at: bytes,
@@ -290,15 +316,14 @@ class _Examiner:
         return True
 
     def _unshared(self, at: bytes, fd: int, name: bytes, meta: int, first: bytes) -> Problem:
-        def act() -> None:
-            parent, _, old = first.rpartition(b"/")
-            there = self._open(parent)
-            try:
-                share(there, old, fd, name, meta)
-            finally:
-                os.close(there)
-
+        act = partial(self._share, first, fd, name, meta)
         return self._report(at, "unshared-links", f"a hard link to {os.fsdecode(first)}", act)
+
+    def _share(self, first: bytes, fd: int, name: bytes, meta: int) -> None:
+        """Gives `name` the metadata of `first`, another name of the same file."""
+        parent, _, old = first.rpartition(b"/")
+        with self._opened(parent) as there:
+            share(there, old, fd, name, meta)
 
     def _without(self) -> Iterator[Problem]:
         """The names of files of several names that have no metadata of their own."""
@@ -307,8 +332,7 @@ class _Examiner:
             for at in paths:
                 self.at = at
                 parent, _, name = at.rpartition(b"/")
-                fd = self._open(parent)
-                try:
+                with self._opened(parent) as fd:
                     if first:
                         yield self._unshared(at, fd, name, -1, first)
                         continue
@@ -317,5 +341,3 @@ class _Examiner:
                     text = text_of(judge(Meta(), info.st_mode, False)[2])
                     act = partial(rewrite, fd, name, text, is_root=False)
                     yield self._report(at, "missing", "", act)
-                finally:
-                    os.close(fd)

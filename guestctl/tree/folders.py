@@ -18,6 +18,7 @@ from guestctl.vmeta import (
     MAPPED_FILE,
     META_DIR,
     META_MAX,
+    MODE_XATTR,
     ROOT_FILE,
     decode_text,
     decode_xattrs,
@@ -184,9 +185,7 @@ class Folders:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here.fd)
             try:
                 with contextlib.suppress(OSError):
-                    mode = decode_xattrs(
-                        {b"user.virtfs.mode": os.getxattr(fd, b"user.virtfs.mode")}
-                    ).mode
+                    mode = decode_xattrs({MODE_XATTR: os.getxattr(fd, MODE_XATTR)}).mode
             finally:
                 os.close(fd)
         if mode is None or not stat.S_ISREG(info.st_mode) or not stat.S_IFMT(mode):

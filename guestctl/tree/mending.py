@@ -40,14 +40,16 @@ def meta_dir(fd: int) -> int:
     return open_dir(META_DIR, fd)
 
 
-def rewrite(fd: int, name: bytes, text: bytes, *, is_root: bool) -> None:
+def rewrite(fd: int, name: bytes, text: bytes, *, is_root: bool, anew: bool = False) -> None:
     """Rewrites metadata in place, since names of one file share it; creates it if missing.
 
-    What another file's name shares by mistake stays that one's: this one gets metadata of its own.
+    What another file's name shares by mistake stays that one's: this one gets metadata of its own,
+    and so it does in any case with `anew`.
     """
     meta = os.dup(fd) if is_root else meta_dir(fd)
     try:
-        if _of_several_names(meta, name) and (is_root or not _of_several_names(fd, name)):
+        alone = is_root or not _of_several_names(fd, name)
+        if anew or (alone and _of_several_names(meta, name)):
             os.unlink(name, dir_fd=meta)
         flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:

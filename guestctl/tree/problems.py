@@ -24,6 +24,7 @@ KINDS = {
     "empty-metadata": "the guest cannot rename another directory over this empty one",
     "unsafe-metadata": "the metadata is no small regular file: QEMU takes it as missing, or hangs",
     "unshared-links": "the names of one file differ in owner and mode, or will after a chmod",
+    "shared-metadata": "it is another entry's too: a guest's chmod or chown of one changes both",
     "host-symlink": "the guest sees a link that it cannot read (ELOOP)",
     "host-special": "the guest cannot open it",
     "host-mode": "the guest's root is refused what root may do",
