@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,7 +23,8 @@ from hypothesis import strategies as st
 from guestctl.errors import GuestctlError, TreeError
 from guestctl.translate import check, collect, stage
 from guestctl.tree.state import is_partial
-from tests.corpus import Member, directory, members, tar_bytes
+from tests.corpus import Member, directory, every_type, members, tar_bytes
+from tests.fairness import until
 
 ids = st.one_of(st.integers(0, 70000), st.sampled_from([0, 2097152, 4294967294, 3000000000]))
 names = (
@@ -170,6 +173,71 @@ def test_interrupted_by_the_user(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) != 0
     assert is_partial(tmp_path / "tree")
+
+
+MACHINES = (
+    {"LC_ALL": "C", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "1", "processors": "1", "umask": "63"},
+    {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "2", "processors": "9", "umask": "0"},
+)
+ANYWHERE = """
+import os, sys
+os.umask(int(os.environ["umask"]))
+os.cpu_count = lambda: int(os.environ["processors"])
+from guestctl.translate import collect, stage
+for word, one, other in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3], strict=True):
+    {"stage": stage, "collect": collect}[word](one, other)
+"""
+
+
+def test_staged_on_one_machine_and_collected_on_another(tmp_path):
+    """Locale, time zone, umask, processors, hashes, file system: nothing of these shows in it."""
+    chance = random.Random(3)
+    wanted = [*every_type(), Member("large", data=chance.randbytes(5 << 18)), directory("m")]
+    wanted += [Member(f"m/{n}\udcff", data=chance.randbytes(n)) for n in range(300)]
+    (tmp_path / "s.tar").write_bytes(tar_bytes(wanted))
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        trees = [Path(memory, "tree"), tmp_path / "tree"]
+        for machine, tree in zip(MACHINES, trees, strict=True):
+            anywhere(machine, "stage", tmp_path / "s.tar", tree)
+        # Carried over, names are listed in another order.
+        carried = [tmp_path / "carried", Path(memory, "carried")]
+        for tree, copy in zip(trees, carried, strict=True):
+            subprocess.run(["cp", "-a", tree, copy], check=True)
+        sums = set()
+        for number, tree in enumerate([*trees, *carried]):
+            kinds = ("tar", "tar.gz", "tar.xz", "tar.zst")
+            outs = [tmp_path / f"{number}.{kind}" for kind in kinds]
+            jobs = [part for out in outs for part in ("collect", tree, out)]
+            anywhere(MACHINES[(number + number // 2 + 1) % 2], *jobs)
+            sums.add(tuple(hashlib.sha256(out.read_bytes()).digest() for out in outs))
+    assert len(sums) == 1
+    assert members(tmp_path / "0.tar") == members(tmp_path / "s.tar")
+
+
+def anywhere(machine: dict[str, str], *jobs: object) -> None:
+    argv = [sys.executable, "-c", ANYWHERE, *map(str, jobs)]
+    subprocess.run(argv, check=True, timeout=300, env={**os.environ, **machine})
+
+
+@pytest.mark.parametrize("older", [[], [b"older"]])
+def test_interrupted_while_collecting(tmp_path, older):
+    """Nothing is left of the archive, under any name; one that was there stays as it was."""
+    # What is to be compressed takes a second or two, wherever it is interrupted.
+    wanted = [Member(f"f{n}", data=os.urandom(1 << 20)) for n in range(40)]
+    stage(io.BytesIO(tar_bytes(wanted)), tmp_path / "tree")
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out" / "o.tar.gz"
+    for data in older:
+        out.write_bytes(data)
+    process = background("collect", tmp_path / "tree", out)
+    try:
+        until(lambda: len(os.listdir(out.parent)) > len(older) or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) != 0
+    finally:
+        process.kill()
+        process.wait()
+    assert [path.read_bytes() for path in out.parent.iterdir()] == older
 
 
 class Full(io.RawIOBase):

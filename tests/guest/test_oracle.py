@@ -344,6 +344,39 @@ def test_what_a_guest_makes_is_collected_and_staged_as_it_was(
     assert not differing(on_disk(root), on_disk(tmp_path / "staged"))
 
 
+CAPABLE = "\1\0\0\2\0 \0\0" + "\0" * 12  # cap_net_raw=ep, as ping has it
+BUILD = """
+mkdir bin
+mv moved bin/moved
+ln linked bin/linked
+chmod 700 chmodded
+cp copied copy
+echo other >written
+rm replaced
+echo other >replaced
+mv written-aside over
+"""
+
+
+def test_a_capability_comes_through_a_build(shared_guest: Guest) -> None:
+    """It is kept where no guest looks, goes with its file, and ends when the content changes."""
+    pax = (("SCHILY.xattr.security.capability", CAPABLE),)
+    kept = {"still", "moved", "linked", "chmodded", "copied"}
+    lost = {"written", "replaced", "over"}
+    wanted = [Member(f"./{name}", data=b"program", mode=0o755, pax=pax) for name in kept | lost]
+    plain = Member("./written-aside", data=b"other")
+    stage(io.BytesIO(tar_bytes([*wanted, plain])), shared_guest.work)
+    with shared_guest.mounted():
+        shared_guest.run(["sh", "-ec", BUILD], timeout=60).check()
+    out = io.BytesIO()
+    report = collect(shared_guest.work, out)
+    found = {os.fsdecode(name): facts for name, facts in members(out.getvalue()).items()}
+    capable = {name for name, facts in found.items() if facts[0] != "link" and facts[-1] == pax}
+    assert capable == {"still", "bin/moved", "bin/linked", "chmodded", "copied"}
+    assert found["linked"] == ("link", "bin/linked")
+    assert [line.split(":")[0] for line in report.warnings] == ["written"]
+
+
 ACCESS = "user::rw-,user:5:r--:5,group::r-x,mask::r-x,other::---"
 DEFAULT = "user::rwx,group::r-x,group:4000000000:-wx:4000000000,mask::rwx,other::--x"
 NOBODY = 0xFFFFFFFF
