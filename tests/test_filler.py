@@ -46,6 +46,7 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
 
     monkeypatch.setattr(companion, "Companion", Always)
     monkeypatch.setattr(filler, "_FIRST", 1)
+    monkeypatch.setattr(filler, "_WORTH", -1)
     monkeypatch.setattr(filler.Filler, "put", noted)
     yield taken
 

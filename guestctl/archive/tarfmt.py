@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 BLOCK = 512
+_OCTAL = b"01234567"
 _RECORDS_MAX = 1 << 17  # of one pax payload: each takes ten times its bytes of memory
 
 # name, mode with uid and gid, size, mtime, type, target, magic, device, prefix
@@ -103,7 +104,7 @@ def parse_number(text: bytes) -> int:
     digits = text.split(b"\0", 1)[0].strip(b" ")
     if not digits:
         return 0
-    if digits.strip(b"01234567"):
+    if digits.strip(_OCTAL):
         raise ValueError(f"bad number {digits!r}")
     return int(digits, 8)
 
@@ -130,7 +131,9 @@ def parse_header(block: bytes) -> Header:
         if magic == b"ustar\0" and prefix[0]:
             width = 131 if block[508:512] == b"tar\0" else 155  # star
             name = prefix[:width].split(b"\0", 1)[0] + b"/" + name
-    length = parse_number(size)
+    # Of the usual form; sizes differ too much for a cache to know them.
+    usual = size[11] in b"\0 " and not size[:11].strip(_OCTAL)
+    length = int(size[:11], 8) if usual else parse_number(size)
     if length < 0:
         raise ValueError("negative size")
     return Header(

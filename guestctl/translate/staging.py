@@ -211,15 +211,16 @@ def _copy_in(
 ) -> tuple[int, int]:
     entries = size = 0
     deepest = _deepest(limits, mark)
+    most, largest = limits.entries, limits.bytes
     for entry in reader:
         if not entries:
             writer.begin(entry.mtime, fresh=mark.fresh)
         entries += 1
         size += entry.size
-        if entries > limits.entries:
-            raise _over(reader, entry, f"more than {limits.entries} entries")
-        if size > limits.bytes:
-            raise _over(reader, entry, f"more than {limits.bytes} bytes")
+        if entries > most:
+            raise _over(reader, entry, f"more than {most} entries")
+        if size > largest:
+            raise _over(reader, entry, f"more than {largest} bytes")
         if entry.path.count(b"/") >= deepest:
             raise _over(reader, entry, f"more than {limits.depth} directories deep")
         try:

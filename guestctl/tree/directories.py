@@ -17,6 +17,7 @@ from guestctl.vmeta import (
     ACL_PREFIX,
     ASIDE_PREFIX,
     META_DIR,
+    MODE_XATTR,
     ROOT_FILE,
     encode_text,
     encode_xattrs,
@@ -120,7 +121,7 @@ class Directories(Folders):
         direct, aside = self._split(entry)
         if not self._file_model:
             have = {os.fsencode(name) for name in os.listxattr(child.fd)}
-            if keep and b"user.virtfs.mode" in have:
+            if keep and MODE_XATTR in have:
                 return
             for name in have:
                 if name.startswith((ASIDE_PREFIX, ACL_PREFIX)):
@@ -166,25 +167,10 @@ class Directories(Folders):
         here, name = self._place(entry)
         child = self._dirs.get(path)
         if child is None:
-            mode = self._stored(here, name)
-            if stat.S_ISLNK(mode):
-                try:
-                    self._resolve(here, name, entry)
-                except ArchiveError:
-                    pass  # it leads nowhere: the directory takes its place
-                else:
-                    if self._follow:
-                        return  # the link stays, and so do the attributes of where it leads
-                    raise self._fail(
-                        entry,
-                        "a link to a directory is in its place",
-                        "use --follow-dirs to stage through it",
-                    )
-            if mode and not stat.S_ISDIR(mode):
-                self._clear(here, name, entry)
-                mode = 0
+            fd = self._made(here, name, entry)
+            if fd < 0:
+                return  # the link stays, and so do the attributes of where it leads
             real = here.path + b"/" + name if here.path else name
-            fd = open_dir(name, here.fd) if mode else self._mkdir(here, name)
             self._make_room(path)
             self._dirs[path] = child = Folder(real, fd)
             here, name = self._place(entry)
@@ -193,6 +179,33 @@ class Directories(Folders):
         self._attributes(child, entry, parent=here)
         self._times[child.path] = entry.mtime
         self.implied.discard(child.path)
+
+    def _made(self, here: Folder, name: bytes, entry: Entry) -> int:
+        """Opens the folder of that name, made if missing; -1 if a link that leads to one stays."""
+        self._await(here.path, name)
+        try:
+            return self._mkdir(here, name)
+        except FileExistsError:
+            pass
+        mode = self._stored(here, name)
+        if stat.S_ISLNK(mode):
+            try:
+                self._resolve(here, name, entry)
+            except ArchiveError:
+                # It leads nowhere: the directory takes its place. Looking may have closed this one.
+                here, name = self._place(entry)
+            else:
+                if self._follow:
+                    return -1
+                raise self._fail(
+                    entry,
+                    "a link to a directory is in its place",
+                    "use --follow-dirs to stage through it",
+                )
+        if stat.S_ISDIR(mode):
+            return open_dir(name, here.fd)
+        self._clear(here, name, entry)
+        return self._mkdir(here, name)
 
     def _stamp(self, fd: int, mtime: int, entry: Entry) -> None:
         try:
@@ -204,10 +217,16 @@ class Directories(Folders):
         """Sets the times of all directories, deepest first."""
         for path in sorted(self._times, reverse=True):
             entry = Entry(path, _IMPLICIT)
+            parent, _, name = path.rpartition(b"/")
             try:
-                self._stamp(self._dir(path, entry, create=False).fd, self._times[path], entry)
-            except KeyError:
+                here = self._dirs.get(parent) or self._dir(parent, entry, create=False)
+                fd = open_dir(name or b".", here.fd)
+            except (FileNotFoundError, KeyError):
                 raise TreeError(f"{entry.shown}: it went away while it was staged") from None
+            try:
+                self._stamp(fd, self._times[path], entry)
+            finally:
+                os.close(fd)
 
     def stamp_root(self) -> None:
         """Sets the root's time once more, after the mark in it is gone."""

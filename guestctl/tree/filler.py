@@ -22,12 +22,16 @@ from guestctl.vmeta import META_DIR
 __all__ = ["FILE_MAX", "Filler", "fill", "serve"]
 
 FILE_MAX = 1 << 20  # larger ones are copied in the kernel, by a thread
-_FIRST = 500  # files after which a companion is worth its start
+_FIRST = 64  # files after which a companion may be worth its start
+_WORTH = 1500  # files that there must be still to come for that, as it seems from the first
+_AHEAD = 12 << 10  # bytes of jobs that the companion may be behind: it ends soon after the stage
 _BATCH = 64
 _SPAN = 1 << 20  # bytes of the archive that are read at once
 _OWED_MAX = 20_000  # names remembered until all are waited for
 _SETTLE = 0
 _DEADLINE = 600  # seconds for what the socket holds, at most some thousand small files
+# What says that a packet finds no room: there is none now, or it is larger than the buffer.
+_FULL = (errno.EAGAIN, errno.EMSGSIZE, errno.ETOOMANYREFS, errno.ENOBUFS)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # name, metadata, where the content begins in the archive, its size, mtime in ns
@@ -46,10 +50,11 @@ def fill(source: int, fds: list[int], jobs: list[Job], parent: int = 0) -> None:
     dir_fd, meta = fds
     base, size = _span(jobs)
     block = memoryview(_read(source, base, size))
-    for name, text, offset, size, mtime in jobs:
-        if parent and os.getppid() != parent:
-            raise _Orphaned
-        try:
+    name = b""
+    try:
+        for name, text, offset, size, mtime in jobs:
+            if parent and os.getppid() != parent:
+                raise _Orphaned
             fd = _new(name, dir_fd, meta)
             try:
                 if size:
@@ -62,9 +67,9 @@ def fill(source: int, fds: list[int], jobs: list[Job], parent: int = 0) -> None:
                 os.write(fd, text)
             finally:
                 os.close(fd)
-        except OSError as error:
-            error.filename = name
-            raise
+    except OSError as error:
+        error.filename = name
+        raise
 
 
 def _span(jobs: list[Job]) -> tuple[int, int]:
@@ -143,6 +148,8 @@ class Filler:
         self._lock = lock
         self._label = label
         self._count = 0
+        self._tried = False
+        self._size = os.fstat(source).st_size
         self._companion: Companion | None = None
         self._path = b""
         self._fds: list[int] = []
@@ -150,13 +157,21 @@ class Filler:
         self._owed: dict[bytes, set[bytes]] = {}  # what may not be there yet, by folder
         self._owing = 0
 
-    def ready(self) -> bool:
-        """Whether there is a companion by now; each call stands for one file."""
+    def ready(self, offset: int) -> bool:
+        """Whether there is a companion by now; each call stands for a file, which begins there."""
         if self._companion is None:
             self._count += 1
-            if self._count == _FIRST:
-                self._companion = start_companion(__name__, "serve", [self._source, self._lock])
+            if self._tried or self._count < _FIRST:
+                return False
+            if self._count * (self._size - offset) > _WORTH * offset:
+                self._start()
         return self._companion is not None and self._companion.ready()
+
+    def _start(self) -> None:
+        self._tried = True
+        self._companion = start_companion(__name__, "serve", [self._source, self._lock])
+        if self._companion is not None:
+            self._companion.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _AHEAD)
 
     def owes(self, path: bytes, name: bytes = b"") -> bool:
         """Whether that file, or without a name any file of the folder, may not be there yet."""
@@ -211,7 +226,7 @@ class Filler:
         except ConnectionError:
             self.settle()  # which says why
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS):
+            if error.errno not in _FULL:
                 raise
         return False
 

@@ -107,7 +107,7 @@ class TreeWriter(Directories):
             or entry.sparse is not None
             or entry.xattrs
             or not 0 <= entry.mtime < _TIME_MAX
-            or not filler.ready()
+            or not filler.ready(stream.offset)
         ):
             return False
         path = here.path + b"/" + name if here.path else name
