@@ -99,6 +99,7 @@ chunks:
   - test -e /usr/include/say.h
   - '[ "$(hostname) $PWD $SOURCE_DATE_EPOCH" = "guestctl /build/files 1700000000" ]'
   - '[ "$(umask) $LC_ALL $BUILD $KBUILD_BUILD_VERSION" = "0022 C arm-linux-gnueabi 1" ]'
+  - '[ "$CONFIG_SHELL" = /bin/sh ] && [ -x /bin/sh ]'
   - '[ "$(ls /sys/class/net)" = lo ] && [ -d /proc/self ] && [ -c /dev/null ]'
   - mkdir $DESTDIR/etc
   - echo {word} > $DESTDIR/etc/word
@@ -278,6 +279,20 @@ def test_a_compiler_that_was_just_built_is_the_guests_own_and_the_ledger_says_so
         for facts in (before, after)
     ]
     assert objects[0] == objects[1]
+
+
+@pytest.mark.parametrize(
+    ("offload", "why"), [("auto", "1 of 1 calls ran in the guest, 50 % may"), ("off", "is off")]
+)
+def test_a_build_fails_that_the_guest_compiles_more_of_than_it_may(
+    tmp_path: Path, armv5l_image: Image, places: Places, offload: str, why: str
+) -> None:
+    install("armv5l", cache_dir=places.cache)
+    builder = defined(tmp_path, armv5l_image, "compiler", COMPILER, lambda _event: None)
+    builder.max_local = 50.0
+    with Pool("armv5l", 1, places=places, offload=offload) as pool:
+        outcome = builder.build(["after"], lambda _work: contextlib.nullcontext(pool))
+    assert outcome.failed[{"auto": "after", "off": "gcc"}[offload]].endswith(why), outcome.failed
 
 
 SLOW = """\
