@@ -202,21 +202,37 @@ def test_squashfs_is_what_unsquashfs_lists(rootfs: Path, tmp_path: Path) -> None
     assert (tmp_path / "x" / "bin" / "again").read_bytes() == TEXT
 
 
+def by_bsdtar(out: Path) -> dict[str, tarfile.TarInfo]:
+    """What another reader of archives finds, as a third one reads it."""
+    copy = run("bsdtar", "-cf", "-", "--format=pax", f"@{out}")
+    with tarfile.open(fileobj=io.BytesIO(copy)) as tar:
+        return {e.name.removeprefix("./"): e for e in tar}
+
+
+def lines_of(found: dict[str, tarfile.TarInfo]) -> set[str]:
+    return {
+        " ".join((LETTERS[e.type], f"{e.mode:o}", f"{e.uid}/{e.gid}", f"{e.mtime:.0f}", name))
+        for name, e in found.items()
+    }
+
+
+def test_tar_is_what_bsdtar_lists(rootfs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "packed.tar"
+    assert pack(rootfs, out, "tar") == ()
+    found = by_bsdtar(out)
+    assert lines_of(found) == expected()
+    assert (found["dev/disk"].devmajor, found["dev/disk"].devminor) == (259, 70_000)
+    assert found["long"].linkname == LONG_TARGET
+    assert {found["bin/su"].type, found["bin/again"].type} == {tarfile.REGTYPE, tarfile.LNKTYPE}
+    assert run("tar", "-xOf", out, "--wildcards", "*big") == BIG
+
+
 def test_cpio_is_what_bsdtar_and_cpio_list(rootfs: Path, tmp_path: Path) -> None:
     out = tmp_path / "rootfs.cpio"
     assert pack(rootfs, out, "cpio") == ()
-    with tarfile.open(
-        fileobj=io.BytesIO(run("bsdtar", "-cf", "-", "--format=pax", f"@{out}"))
-    ) as tar:
-        found = {
-            " ".join((LETTERS[e.type], f"{e.mode:o}", f"{e.uid}/{e.gid}", f"{e.mtime:.0f}", e.name))
-            for e in tar
-        }
-        assert found == expected()
-        assert (tar.getmember("dev/disk").devmajor, tar.getmember("dev/disk").devminor) == (
-            259,
-            70_000,
-        )
+    found = by_bsdtar(out)
+    assert lines_of(found) == expected()
+    assert (found["dev/disk"].devmajor, found["dev/disk"].devminor) == (259, 70_000)
     listing = run_on(out, "cpio", "--quiet", "-it")
     assert len(listing.splitlines()) == len(ENTRIES)
     unpacked = tmp_path / "unpacked"
