@@ -261,20 +261,23 @@ def test_the_watch_has_plain_lines_in_a_pipe(ours: Pool) -> None:
         argv = [*GUESTCTL, "pool", "status", "--watch", "--interval", "0.3", "--name", ours.name]
         with subprocess.Popen(argv, stdout=subprocess.PIPE) as watch:
             assert watch.stdout is not None
-            lines = [watch.stdout.readline().decode() for _ in range(8)]
+            # Memory is told with the job's next beat, and on a busy machine the guest may get less
+            # than a hundredth of a processor for a while.
+            for line in watch.stdout:
+                row = line.decode().split()
+                if row[5] != "-" and re.fullmatch(r"[1-9]\d*%", row[4]):
+                    break
             watch.send_signal(signal.SIGINT)
             assert watch.wait(FOREVER) == 0
         process.cancel()
         process.wait()
-    row = lines[-1].split()
     assert row[:3] == ["g0", "leased", process.name]
-    assert re.fullmatch(r"0:00:\d\d", row[3])
-    assert int(row[4].rstrip("%")) > 0
+    assert re.fullmatch(r"0:\d\d:\d\d", row[3])
     assert re.fullmatch(r"\d+/\d+M", row[5])
 
 
 def test_events_are_followed_until_the_pool_is_down(armv5l_image: Image, places: Places) -> None:
-    with Pool("armv5l", 1, name=f"events-{os.getpid()}", places=places) as pool:
+    with Pool("armv5l", 1, name=f"events-{os.getpid()}", places=places, spares=0) as pool:
         argv = [*GUESTCTL, "pool", "events", "--follow", "--name", pool.name]
         follower = subprocess.Popen(argv, stdout=subprocess.PIPE)
         assert follower.stdout is not None
