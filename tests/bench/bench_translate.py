@@ -1,7 +1,7 @@
 """stage and collect against `tar`: medians of alternating runs in one process, start-up apart.
 
     python -m tests.bench.bench_translate [ARCHIVE] [--on FOLDER] [--runs N]
-                                           [--user NAME] [--times-only]
+                                           [--user NAME] [--remove] [--times-only]
 
 Without ARCHIVE a tree of many small files is made. Prints one JSON object; ratios below the
 limits of docs (stage and collect 1.2 on disk, 2 on tmpfs with small files) are what is wanted.
@@ -159,14 +159,16 @@ def memory(archive: Path, place: Path, user: str) -> dict[str, int]:
     return found
 
 
-def compare(archive: Path, place: Path, runs: int, user: str = "") -> dict[str, object]:
+def compare(
+    archive: Path, place: Path, runs: int, user: str = "", *, remove: bool = False
+) -> dict[str, object]:
     with archive.open("rb") as plain:  # warm, without holding it
         while plain.read(1 << 20):
             pass
     out = place / "out.tar"
     times: dict[str, list[tuple[float, float]]] = {}
     for turn in range(runs):
-        # Trees anew each time, removed at the end: see `spread`.
+        # Trees anew each time, removed at the end if not told otherwise: see `spread`.
         theirs, ours = place / f"theirs{turn}", place / f"ours{turn}"
         theirs.mkdir()
         works: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
@@ -181,6 +183,8 @@ def compare(archive: Path, place: Path, runs: int, user: str = "") -> dict[str, 
             work, arguments = works[name]
             whose = "" if work is tar else user
             times.setdefault(name, []).append(timed_as(whose, work, *arguments))
+        for tree in (theirs, ours) if remove else ():
+            shutil.rmtree(tree)
     middle = {name: statistics.median(wall for wall, _ in rows) for name, rows in times.items()}
     cpu = {name: statistics.median(used for _, used in rows) for name, rows in times.items()}
     out.unlink()
@@ -203,6 +207,7 @@ def main() -> None:
     parser.add_argument("--on", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--user", default="", help="whose the translator's work is, for root")
+    parser.add_argument("--remove", action="store_true", help="trees each turn: with a journal")
     parser.add_argument("--times-only", action="store_true", help="leave memory out")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.on) as folder:
@@ -214,7 +219,7 @@ def main() -> None:
         begin = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import guestctl.translate"], check=True)
         start_up = time.perf_counter() - begin
-        found = compare(archive, place, given.runs, given.user)
+        found = compare(archive, place, given.runs, given.user, remove=given.remove)
         taken = {} if given.times_only else memory(archive, place, given.user)
     json.dump(
         {"version": 1, "start_up": round(start_up, 3), **found, "memory_mib": taken},
