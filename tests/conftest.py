@@ -63,6 +63,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Processes that share the tests have pools, locks and slots of their own."""
+    # What a shell starts in the background, it starts with Ctrl-C ignored, and so are our children.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_RUNTIMES] = []
     given = getattr(config, "workerinput", {})
     if "runtime" in given:
