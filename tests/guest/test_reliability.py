@@ -86,7 +86,7 @@ def test_a_guest_that_hangs_is_lost_within_the_idle_time_out(ours: Pool, impatie
     with ours.lease(LIMIT) as guest:
         running = guest.start(["sleep", "1000"], idle_timeout=1.0)
         qemu(ours, signal.SIGSTOP)
-        with Fair() as took, pytest.raises(GuestHung, match="nothing heard|did not end"):
+        with Fair() as took, pytest.raises(GuestHung, match=r"nothing heard|did not end"):
             running.wait()
         assert took.seconds < 3
     works(ours)
