@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import os
 import signal
 import sys
-from typing import NoReturn
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import click
 
@@ -37,7 +40,32 @@ _NOUNS = {
 _FULL = "free some space there, or set XDG_CACHE_HOME or XDG_RUNTIME_DIR to where there is more"
 
 
+# As a shell shows whoever was ended by SIGPIPE: 0 would say that all was printed.
+_UNREAD = 128 + signal.SIGPIPE
+
+
+class _Unread(Exception):
+    """Whoever read our output has gone."""
+
+
+@contextlib.contextmanager
+def _before_click() -> Iterator[None]:
+    """click would take such an end for a failure."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise _Unread from None
+
+
 class _Nouns(click.Group):
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _before_click():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, context: click.Context) -> Any:
+        with _before_click():
+            return super().invoke(context)
+
     def list_commands(self, _context: click.Context) -> list[str]:
         return sorted(_NOUNS)
 
@@ -88,6 +116,8 @@ def main() -> NoReturn:
         signal.signal(number, _end)
     try:
         status = program(standalone_mode=False, obj=settings)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.Abort:
         _fail("interrupted", "", 130)
     except click.ClickException as error:
@@ -100,10 +130,10 @@ def main() -> NoReturn:
             raise
         _show_console(error)
         _fail(str(error), error.hint, error.exit_status)
-    except BrokenPipeError:
-        # Whoever read our output has gone; nothing is left to be said, not even at exit.
-        sys.stderr.close()
-        sys.exit(141)
+    except (_Unread, BrokenPipeError):
+        # What is left to be written goes nowhere, or the interpreter would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_UNREAD)
     except OSError as error:
         if settings["debug"]:
             raise
