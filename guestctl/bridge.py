@@ -21,7 +21,7 @@ __all__ = ["Bridge", "bridged"]
 _CHUNK = 1 << 16
 
 # Channels of which QEMU waits for whoever is at the socket's other end.
-_LINES: dict[str, Callable[[], Line | Pipe]] = {"serial": Line.new, "tcp": Pipe}
+_LINES: dict[str, Callable[[], Pipe]] = {"serial": Line.new, "tcp": Pipe}
 
 
 def bridged(channel: str, listening: socket.socket) -> tuple[Bridge | None, socket.socket]:
@@ -44,7 +44,7 @@ class Bridge:
         self,
         line: int,
         listening: socket.socket,
-        how: Line | Pipe,
+        how: Pipe,
         *,
         ended: Callable[[str], None] = lambda _why: None,
     ) -> None:

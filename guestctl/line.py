@@ -12,6 +12,8 @@ import zlib
 from collections import deque
 from dataclasses import dataclass
 
+from guestctl.pipe import QUEUE, Pipe
+
 __all__ = ["DATA", "PAYLOAD", "SYNC", "WINDOW", "ZEROS", "Line", "Packet", "decode", "encode"]
 
 PAYLOAD = 512
@@ -22,8 +24,6 @@ _HEADER = struct.Struct("<BIIHHI")
 _CHECK = struct.Struct("<I")
 _RUN_MIN = 64
 _RUN_MAX = 65_536
-# What waits for the caller on either side, before the peer has to wait.
-_QUEUE = 1 << 16
 _LONGEST = _HEADER.size + PAYLOAD + _CHECK.size + 8
 # Seconds: between signs of life to a peer that has not answered, and for retransmission.
 _SYNC_EVERY = 0.2
@@ -113,21 +113,21 @@ class _Sent:
     seen: bool = False
 
 
-class Line:
-    """One end. `me` is a random number but 0, new for each start; times are in seconds.
+class Line(Pipe):
+    """One end. `me` is a random number but 0, new for each start.
 
     What an end had sent is dropped when the other one starts anew: the stream is cut, as by a new
     peer, which is what the frames above are made for.
     """
 
     def __init__(self, me: int) -> None:
+        super().__init__()
         self._me = me
         self._peer = 0
         self._raw = bytearray()
         self._sync_at = 0.0
         self._sync_owed = True
         self._ack_owed = False
-        self._inbox = bytearray()
         self._wait = self._round = _FIRST
         self._measured = False
         self._reset()
@@ -148,39 +148,14 @@ class Line:
     def connected(self) -> bool:
         return self._peer != 0
 
-    # --- the caller's side ------------------------------------------------------------------
-
-    def room(self) -> int:
-        """How many bytes `send` takes now."""
-        return max(0, _QUEUE - len(self._queue))
-
-    def send(self, data: bytes) -> None:
-        self._queue += data
-
     def take(self, most: int) -> bytes:
-        """What has come, in order."""
-        data = bytes(self._inbox[:most])
-        del self._inbox[:most]
+        data = super().take(most)
         self._ack_owed |= self._deliver()
         return data
-
-    def waiting(self) -> int:
-        """How many bytes `take` has."""
-        return len(self._inbox)
-
-    def peek(self, most: int) -> bytes:
-        """What `take` would give."""
-        return bytes(self._inbox[:most])
-
-    def forget(self) -> None:
-        """Drops what waits to be sent and to be taken: the caller is another one from now on."""
-        self._queue.clear()
-        self._inbox.clear()
 
     # --- the line's side --------------------------------------------------------------------
 
     def feed(self, data: bytes, now: float) -> None:
-        """Bytes from the line."""
         self._raw += data
         *whole, rest = self._raw.split(b"\0")
         # Without an end for so long it is noise.
@@ -191,7 +166,6 @@ class Line:
                 self._packet(packet, now)
 
     def output(self, now: float) -> bytes:
-        """What goes on the line now."""
         out = []
         if self._sync_owed or (not self._peer and now >= self._sync_at):
             out.append(encode(Packet(SYNC, self._me, self._peer)))
@@ -206,7 +180,6 @@ class Line:
         return b"".join(out)
 
     def deadline(self) -> float | None:
-        """When `output` has something to say even if nothing happens."""
         if not self._peer:
             return self._sync_at
         return self._sent[0].at + self._wait if self._sent else None
@@ -308,7 +281,7 @@ class Line:
     def _deliver(self) -> bool:
         """What is in order goes to the caller, as far as there is room; says whether any did."""
         before = self._expected
-        while self._expected in self._early and len(self._inbox) < _QUEUE:
+        while self._expected in self._early and len(self._inbox) < QUEUE:
             kind, payload = self._early.pop(self._expected)
             self._inbox += bytes(_run(payload)) if kind == ZEROS else payload
             self._expected = (self._expected + 1) & 0xFFFF
