@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from guestctl.bridge import Bridge
 from guestctl.errors import BoardError, UsageError
 from guestctl.line import Line
+from guestctl.spec import DEVICE
 
-__all__ = ["DEVICE", "Device", "DeviceAddress"]
+__all__ = ["Device", "DeviceAddress"]
 
-# What a device's address begins with, where one of another kind might stand.
-DEVICE = "serial:"
 _RATE = 115_200
 _HINTS = {
     errno.EACCES: "the device's group may use it: dialout, on Debian",

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from guestctl.agent import Agent
 from guestctl.board import Forwarder, read_key, split_address
-from guestctl.device import DEVICE, Device, DeviceAddress
+from guestctl.device import Device, DeviceAddress
 from guestctl.errors import GuestctlError, RequestFailed
 from guestctl.handover import Handover, tell_starter
 from guestctl.journal import record
 from guestctl.processes import ProcessId
-from guestctl.rundir import GuestDir, connected_socket
-from guestctl.spec import GuestSpec
+from guestctl.rundir import GuestDir
+from guestctl.sockets import connected_socket
+from guestctl.spec import DEVICE, GuestSpec
 from guestctl.wire import Op
 
 __all__ = ["main"]

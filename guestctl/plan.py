@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guestctl import catalog, resources
-from guestctl.board import read_key, split_address
-from guestctl.device import DEVICE, DeviceAddress
 from guestctl.errors import HostLacks, PoolError, UsageError
 from guestctl.places import Places
 from guestctl.qemu.accel import acceleration, qemu_program
@@ -16,7 +14,7 @@ from guestctl.qemu.confine import known_confinement, namespaces_depend_on
 from guestctl.qemu.machine import CHANNELS
 from guestctl.remembered import remembered, stamp
 from guestctl.share import check_share
-from guestctl.spec import OFFLOAD_MODES, GuestSpec
+from guestctl.spec import DEVICE, OFFLOAD_MODES, GuestSpec
 from guestctl.targets import target
 
 __all__ = [
@@ -26,6 +24,7 @@ __all__ = [
     "available_memory",
     "base_of",
     "ledger_path",
+    "make_trees",
     "need_of",
     "own_shares",
     "plan_pool",
@@ -105,7 +104,8 @@ def need_of(memory: int) -> int:
 
 
 def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
-    """Checks the options against this host, makes the shares, and settles each guest's hardware.
+    """Checks the options against this host, and settles each guest's hardware; `make_trees` makes
+    the shares.
 
     Raises UsageError, HostLacks, ImageError, ShareError and PoolError.
     """
@@ -125,8 +125,6 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
     no_offload = _why_no_offload(options, best.name, places)
     guests = []
     for number, work in enumerate(_work_trees(options, own)):
-        base = base_of(own, f"g{number}")
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
         guests.append(
             GuestSpec(
                 arch=options.arch,
@@ -137,7 +135,7 @@ def plan_pool(options: PoolOptions, name: str, places: Places) -> Plan:
                 root=str(made.root),
                 dtb=str(made.dtb) if made.dtb else None,
                 work=str(work),
-                base=str(base),
+                base=str(base_of(own, f"g{number}")),
                 scratch_folder=str(places.cache / "scratch"),
                 memory=memory,
                 scratch=options.scratch,
@@ -186,20 +184,18 @@ def _boards(
     found = []
     for number, member in enumerate(members, start=first):
         host, address = _address(member, options.key)
-        folders = own / f"g{number}", own / f"g{number}.base"
-        for folder in folders:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        name = f"g{number}"
         found.append(
             GuestSpec(
                 arch=options.arch,
-                name=f"g{number}",
+                name=name,
                 hostname=host,
                 kernel="",
                 initramfs="",
                 root="",
                 dtb=None,
-                work=str(folders[0]),
-                base=str(folders[1]),
+                work=str(own / name),
+                base=str(base_of(own, name)),
                 scratch_folder="",
                 memory=0,
                 accelerator="none",
@@ -218,8 +214,12 @@ def _boards(
 def _address(member: str, key: str) -> tuple[str, str]:
     """A board's name, and its address in full; raises UsageError, BoardError."""
     if member.startswith(DEVICE):
+        from guestctl.device import DeviceAddress  # which most pools have no use for
+
         device = DeviceAddress.parse(member)
         return device.path, str(device)
+    from guestctl.board import read_key, split_address
+
     if not key:
         raise UsageError("boards need a key", hint="--key FILE; guestctl agent key FILE makes one")
     read_key(Path(key))
@@ -262,18 +262,18 @@ def _why_off(mode: str, arch: str, cache: Path) -> str:
 
 def _work_trees(options: PoolOptions, own: Path) -> list[Path]:
     """The folder that each guest will see at /work."""
-    if options.share is None:
-        parent = own
-        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    else:
-        parent = check_share(Path(options.share))
-        if options.single:
-            return [parent]
-    trees = [parent / f"g{number}" for number in range(options.size)]
-    for tree in trees:
-        tree.mkdir(mode=0o700, exist_ok=True)
-        check_share(tree)
-    return trees
+    parent = own if options.share is None else check_share(Path(options.share))
+    if options.share is not None and options.single:
+        return [parent]
+    return [parent / f"g{number}" for number in range(options.size)]
+
+
+def make_trees(plan: Plan) -> None:
+    """Makes the folders that the guests export, where they are missing; raises ShareError."""
+    for spec in plan.guests:
+        for tree in (Path(spec.work), Path(spec.base)):
+            tree.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_share(tree)
 
 
 def _check(options: PoolOptions, memory: int, most: int) -> None:

@@ -7,7 +7,6 @@ can attach.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from guestctl.facts import guest_facts
 from guestctl.launch import end_guests, forget_share, pool_alive
 from guestctl.leasing import Leases
 from guestctl.places import Places, private_directory
-from guestctl.plan import PoolOptions, ledger_path, own_shares, plan_pool
+from guestctl.plan import PoolOptions, ledger_path, make_trees, own_shares, plan_pool
 from guestctl.processes import ProcessId
 from guestctl.rundir import GuestDir, PoolDir, pool_names
 from guestctl.spares import call_for_spares, no_more_spares, ready_spares, wanted_spares
@@ -60,7 +59,7 @@ class Pool:
         """
         self._places = places or Places.of_user()
         self._options = PoolOptions(arch, size, **options)
-        self._dir = PoolDir.named(self._places.runtime, name or f"{arch}-{secrets.token_hex(4)}")
+        self._dir = PoolDir.named(self._places.runtime, name or f"{arch}-{os.urandom(4).hex()}")
         self._progress = progress or (lambda _text: None)
         self._forks = forks
         self._use()
@@ -128,6 +127,7 @@ class Pool:
         options = self._options
         _sweep(self._places)
         plan = plan_pool(options, self.name, self._places)
+        make_trees(plan)
         facts = {"options": asdict(options), "image": plan.image, "remarks": plan.remarks}
         self._claim({**facts, "leashed": leashed})
         ledger_path(self._places, self.name).unlink(missing_ok=True)
@@ -142,7 +142,7 @@ class Pool:
     def _claim(self, spec: dict[str, Any]) -> None:
         """Makes the run directory, all at once, or says who has it."""
         pools = private_directory(self._dir.path.parent)
-        aside = PoolDir(pools / f".{self.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        aside = PoolDir(pools / f".{self.name}.{os.getpid()}.{os.urandom(4).hex()}")
         aside.create()
         aside.spares.touch(0o600)
         me = ProcessId.of(os.getpid())

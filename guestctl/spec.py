@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from guestctl.errors import CommandFailed
 
-__all__ = ["OFFLOAD_MODES", "Command", "GuestSpec", "Outcome", "Result", "Usage"]
+__all__ = ["DEVICE", "OFFLOAD_MODES", "Command", "GuestSpec", "Outcome", "Result", "Usage"]
 
 OFFLOAD_MODES = ("auto", "distcc", "off")
+# What the address of a serial device begins with, where one of another kind might stand.
+DEVICE = "serial:"
 
 Outcome = Literal["exited", "signalled", "timeout", "lost", "error"]
 

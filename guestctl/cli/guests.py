@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import select
 import sys
 from collections.abc import Callable, Iterator
@@ -116,7 +115,7 @@ def _own_pool(options: dict[str, Any]) -> Pool:
     from guestctl.plan import NOT_OFFLOADED
     from guestctl.pool import Pool
 
-    name = f"kept-{secrets.token_hex(3)}" if options.get("keep_failed") else None
+    name = f"kept-{os.urandom(3).hex()}" if options.get("keep_failed") else None
     model = options["security_model"] or "mapped-file"
     share = options["share"]
     pool = Pool(

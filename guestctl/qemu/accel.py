@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import select
 import shutil
 import subprocess
@@ -60,14 +59,14 @@ def acceleration(target: Target, cache: Path, kernel: Path, initramfs: Path) -> 
     Nothing less tells: KVM may set up a processor and then crawl, or fail at an instruction that it
     cannot emulate. What worked is remembered in `cache` for this QEMU, host kernel and image.
     """
-    if not target.cpus_kvm or platform.machine() != target.machine:
+    if not target.cpus_kvm or os.uname().machine != target.machine:
         return Acceleration("tcg", target.cpu, "the host is of another architecture")
     if not os.access(_KVM, os.R_OK | os.W_OK):
         there = "may not be opened by this user" if os.path.exists(_KVM) else "does not exist"
         return Acceleration("tcg", target.cpu, f"{_KVM} {there}")
     record = cache / "kvm.json"
     facts = Path(qemu_program(target)).stat()
-    key = f"{target.arch} {facts.st_mtime_ns} {facts.st_size} {platform.release()} {kernel}"
+    key = f"{target.arch} {facts.st_mtime_ns} {facts.st_size} {os.uname().release} {kernel}"
     known = read_json(record).get(key)
     if known is None:
         models = target.cpus_kvm

@@ -22,11 +22,11 @@ from guestctl import image
 from guestctl.agent import Agent
 from guestctl.bridge import bridged
 from guestctl.places import Places
-from guestctl.plan import PoolOptions, plan_pool
+from guestctl.plan import PoolOptions, make_trees, plan_pool
 from guestctl.process import Host, Process
 from guestctl.qemu.machine import CHANNELS, DESCRIPTORS, Machine, qemu_argv
 from guestctl.qemu.spawn import scratch_disk
-from guestctl.rundir import bound_socket, connected_socket
+from guestctl.sockets import bound_socket, connected_socket
 from guestctl.spec import Command
 from guestctl.wire import Op
 
@@ -53,7 +53,9 @@ class Bench:
     def __init__(self, channel: str, folder: Path) -> None:
         places = Places.of_user()
         options = PoolOptions(ARCH, 1, channel=channel)
-        spec = plan_pool(options, "bench-channels", places).guests[0]
+        plan = plan_pool(options, "bench-channels", places)
+        make_trees(plan)
+        (spec,) = plan.guests
         names = (*DESCRIPTORS, "raw")
         sockets = {name: bound_socket(folder / name) for name in ("agent", "monitor", "raw")}
         self._bridge, sockets["agent"] = bridged(channel, sockets["agent"])

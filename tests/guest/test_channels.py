@@ -22,11 +22,12 @@ from guestctl import Guest, Pool
 from guestctl.agent import Agent
 from guestctl.image import Image
 from guestctl.places import Places
-from guestctl.plan import PoolOptions, plan_pool
+from guestctl.plan import PoolOptions, make_trees, plan_pool
 from guestctl.qemu import monitor
 from guestctl.qemu.machine import Machine, qemu_argv
 from guestctl.qemu.spawn import scratch_disk
-from guestctl.rundir import PoolDir, bound_socket, connected_socket
+from guestctl.rundir import PoolDir
+from guestctl.sockets import bound_socket, connected_socket
 from tests.fairness import until
 
 
@@ -119,7 +120,9 @@ def test_a_caller_that_is_stopped_costs_nobody_anything(pool: Pool, places: Plac
 def device(armv5l_image: Image, places: Places, tmp_path: Path) -> Iterator[str]:
     """A serial device of this host with a whole machine behind it: QEMU's UART as a terminal, and
     nobody of ours between."""
-    spec = plan_pool(PoolOptions("armv5l", 1, channel="serial"), "device", places).guests[0]
+    plan = plan_pool(PoolOptions("armv5l", 1, channel="serial"), "device", places)
+    make_trees(plan)
+    (spec,) = plan.guests
     with ExitStack() as stack:
         console, theirs = (stack.enter_context(end) for end in socket.socketpair())
         monitoring = stack.enter_context(bound_socket(tmp_path / "monitor"))

@@ -15,6 +15,7 @@ import pytest
 from guestctl import GuestLost, Pool, PoolError, ShareError, UsageError
 from guestctl.image import Image
 from guestctl.places import Places
+from guestctl.plan import own_shares
 from guestctl.pool import only_pool
 
 
@@ -144,6 +145,7 @@ def test_print_qemu_starts_nothing(armv5l_image: Image) -> None:
     done = guestctl("pool", "up", "--arch", "armv5l", "--name", "nothing", "--print-qemu")
     assert b"qemu-system-arm" in done.stdout
     assert b"nothing" not in guestctl("pool", "list").stdout
+    assert not own_shares(Places.of_user().cache, "nothing").exists()
 
 
 BAD = {
