@@ -89,6 +89,7 @@ int agent_run(struct agent *a)
 		if (a->stopping && request_stop(a))
 			return AGENT_CLEAN;
 		port_output(a);
+		jobs_settle(a);
 		if (a->closed && !a->stopping)
 			return EXIT_SUCCESS;
 	}

@@ -169,6 +169,23 @@ void jobs_run(struct agent *a)
 	}
 }
 
+/*
+ * What a command that has ended leaves mounted goes once the host has been told of its end, so
+ * that nobody waits for that: but before the host's next frame is looked at.
+ */
+void jobs_settle(struct agent *a)
+{
+	struct job *job;
+
+	for (job = a->jobs; job; job = job->next) {
+		if (job->state != JOB_DRAINING && job->state != JOB_TOLD)
+			continue;
+		close_if(&job->mounts);
+		root_release(job->root);
+		job->root = NULL;
+	}
+}
+
 /* Collect every process that has ended: supervisors, helpers of requests, orphans. */
 void jobs_reap(struct agent *a)
 {

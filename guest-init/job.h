@@ -81,6 +81,7 @@ void send_failed(struct agent *a, uint32_t id, int error, int stage, const char 
 /* job.c: the loop */
 void jobs_watch(struct agent *a, int64_t *deadline);
 void jobs_run(struct agent *a);
+void jobs_settle(struct agent *a);
 void jobs_reap(struct agent *a);
 void jobs_orphan(struct agent *a);
 

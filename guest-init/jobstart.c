@@ -266,11 +266,6 @@ void job_reaped(struct agent *a, struct job *job, int status, const struct rusag
 	job->state = JOB_DRAINING;
 	close(job->result);
 	job->result = -1;
-	if (job->mounts >= 0)
-		close(job->mounts);
-	job->mounts = -1;
-	root_release(job->root);
-	job->root = NULL;
 	if (job->terminal >= 0)
 		close(job->terminal);
 	job->terminal = -1;

@@ -1,156 +1,30 @@
-"""A live session with one guest's agent: a link, the state machine, and who waits for what.
+"""One guest's agent: the commands that run there, and the services that the guest may call.
 
-Any thread may call in. One lock guards the session; each job has a condition on that lock, so a
-caller waits for its own job only. When the connection breaks, or the agent falls silent for
-`heartbeat` seconds, every waiter gets GuestLost.
+Each job has a condition on the session's lock, so a caller waits for its own job only.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import socket
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from guestctl import events
-from guestctl.errors import AgentBroke, GuestHung, GuestLost
+from guestctl.conversation import Conversation, Reactions
+from guestctl.errors import GuestLost
 from guestctl.job import Job
-from guestctl.link import Link
-from guestctl.patience import Patience, never_starved
-from guestctl.session import SERVICE_BIT, Session
+from guestctl.patience import Patience
+from guestctl.session import SERVICE_BIT
 from guestctl.spec import Command
-from guestctl.wire import Op, Tag
 
 __all__ = ["Agent", "Job"]
 
-_LOG_LINES = 100
 
-
-class Agent:
-    """Created by `connect`. Close it to end the session; jobs that run then become orphans."""
-
-    def __init__(
-        self,
-        connection: socket.socket,
-        *,
-        orphan: float,
-        heartbeat: float,
-        hangs_up: bool,
-        starved: Callable[[], float],
-    ) -> None:
-        silence = 0 if hangs_up else int(2 * heartbeat)
-        self._session = Session(os.urandom(16), int(orphan * 1000), silence)
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+class Agent(Conversation):
+    def __init__(self, *given: Any, **options: Any) -> None:
         self._jobs: dict[int, Job] = {}
-        self._replies: dict[int, events.Replied] = {}
-        self._pongs: dict[int, bool] = {}
         self._services: dict[bytes, Callable[[Job], None]] = {}
-        self._lost: GuestLost | None = None
-        self._unsettled = False
-        self._starved = starved
-        self._quick = hangs_up
-        self.welcome: events.Welcomed | None = None
-        self.log: deque[str] = deque(maxlen=_LOG_LINES)
-        self._link = Link(
-            connection,
-            self._lock,
-            heartbeat=Patience(heartbeat, starved=starved),
-            received=self._received,
-            broken=self._break,
-            quiet=lambda: self._link.send(self._session.ping(0)),
-        )
-
-    @classmethod
-    def connect(
-        cls,
-        connection: socket.socket,
-        *,
-        timeout: float,
-        orphan: float = 60.0,
-        heartbeat: float = 60.0,
-        hangs_up: bool = True,
-        starved: Callable[[], float] = never_starved,
-    ) -> Agent:
-        """Begins a session over `connection`, which it takes over.
-
-        `hangs_up` says that the channel tells the agent of our end; where it does not, the agent
-        takes us for gone after two heartbeats of silence. Jobs outlive the session by `orphan`
-        seconds. All waits are in seconds that the guest was not `starved` of its processor. Raises
-        GuestLost when no welcome comes within `timeout` seconds, ProtocolError when the agent is of
-        another version.
-        """
-        given = {"orphan": orphan, "heartbeat": heartbeat}
-        agent = cls(connection, **given, hangs_up=hangs_up, starved=starved)
-        try:
-            with agent._lock:
-                agent._link.send(agent._session.hello())
-            agent._link.start()
-            agent._await(lambda: agent.welcome is not None, timeout, "the agent did not answer")
-        except BaseException:
-            agent.close()
-            raise
-        return agent
-
-    def heed(self, seconds: float) -> None:
-        """From now on silence of so many seconds is the end, where `heartbeat` is not shorter.
-
-        Not on a line that may be slow: there an answer waits behind all that was sent before it.
-        """
-        if self._quick:
-            self._link.hasten(Patience(seconds, starved=self._starved))
-
-    @property
-    def lost(self) -> str:
-        """Why the session broke, empty while it lives."""
-        return str(self._lost or "")
-
-    @property
-    def hostile(self) -> bool:
-        """Whether it broke because the agent broke the protocol."""
-        return isinstance(self._lost, AgentBroke)
-
-    def close(self) -> None:
-        """Ends the session; whoever waits gets GuestLost. A second time does nothing."""
-        self._link.close()
-        self._break(self._lost or GuestLost("the session was closed"))
-
-    # --- requests ---------------------------------------------------------------------------
-
-    def request(
-        self, op: Op, records: Iterable[tuple[Tag, bytes]] = (), *, timeout: float
-    ) -> events.Replied:
-        """Asks the agent for `op` and waits; raises RequestFailed or GuestLost."""
-        with self._lock:
-            self._check()
-            id_, data = self._session.request(op, records)
-            self._link.send(data)
-            self._await(
-                lambda: id_ in self._replies, timeout, f"no reply to {op.name} in {timeout:g} s"
-            )
-            reply = self._replies.pop(id_)
-        return reply.checked(op.name.lower())
-
-    def ping(self, timeout: float) -> float:
-        """The seconds that an answer took; raises GuestLost."""
-        begin = time.monotonic()
-        token = int.from_bytes(os.urandom(7), "little")
-        with self._lock:
-            self._check()
-            self._pongs[token] = False
-            self._link.send(self._session.ping(token))
-            try:
-                self._await(lambda: self._pongs[token], timeout, f"no pong in {timeout:g} s")
-            except GuestHung as error:
-                # How long a caller waits for it says nothing of the guest.
-                raise GuestLost(str(error)) from None
-            finally:
-                del self._pongs[token]
-        return time.monotonic() - begin
+        super().__init__(*given, **options)
 
     def offer(self, service: bytes, opened: Callable[[Job], None]) -> None:
         """Lets the guest open streams to `service`; `opened` is told of each, and must not wait."""
@@ -186,16 +60,6 @@ class Agent:
         with self._lock:
             for id_ in [id_ for id_ in self._jobs if id_ < SERVICE_BIT]:
                 self._let_go(id_)
-
-    def settle(self, timeout: float) -> None:
-        """Waits until the agent knows that all ends were taken; raises GuestLost.
-
-        A connection that is closed may take with it what it was given last, and what the agent was
-        not told of it keeps for whoever might attach.
-        """
-        if self._unsettled:
-            self.ping(timeout)
-            self._unsettled = False
 
     def take(self, job: Job, timeout: float | None) -> events.Event | None:
         """The next event of `job`, or None after `timeout` seconds; raises GuestLost.
@@ -249,56 +113,15 @@ class Agent:
         self._tell(lambda: self._session.kill(job.id))
 
     def _let_go(self, id_: int) -> None:
-        self._unsettled = True
         self._tell(lambda: self._session.forget(id_))
-
-    def _tell(self, make: Callable[[], bytes]) -> None:
-        with self._lock:
-            if not self._lost:
-                self._link.send(make())
-
-    # --- the connection ---------------------------------------------------------------------
-
-    def _check(self) -> None:
-        if self._lost:
-            # One of its own for each that waits.
-            raise type(self._lost)(str(self._lost))
-
-    def _await(self, done: Callable[[], bool], timeout: float, message: str) -> None:
-        """Waits on the session's condition until `done`."""
-        patience = Patience(timeout, starved=self._starved)
-        with self._lock:
-            if not patience.awaits(done, self._changed, self._check):
-                raise GuestHung(message)
-
-    def _received(self, data: bytes) -> None:
-        for event in self._session.feed(data):
-            _REACTIONS[type(event)](self, event)
 
     def _break(self, reason: GuestLost) -> None:
         with self._lock:
-            self._lost = reason
-            self._changed.notify_all()
+            super()._break(reason)
             for job in self._jobs.values():
                 job.changed.notify_all()
 
-    # --- reactions to what the agent says; all hold the lock ---------------------------------
-
-    def _welcomed(self, event: events.Welcomed) -> None:
-        self.welcome = event
-        self._changed.notify_all()
-
-    def _replied(self, event: events.Replied) -> None:
-        self._replies[event.request] = event
-        self._changed.notify_all()
-
-    def _ponged(self, event: events.Ponged) -> None:
-        if event.token in self._pongs:
-            self._pongs[event.token] = True
-            self._changed.notify_all()
-
-    def _logged(self, event: events.Logged) -> None:
-        self.log.append(event.text)
+    # --- what the agent says of them ----------------------------------------------------------
 
     def _credited(self, event: events.Credited) -> None:
         job = self._jobs.get(event.stream)
@@ -345,18 +168,14 @@ class Agent:
         if job is not None:
             job.put(event)
 
-
-_REACTIONS: dict[type[events.Event], Callable[[Agent, Any], None]] = {
-    events.Welcomed: Agent._welcomed,
-    events.Replied: Agent._replied,
-    events.Ponged: Agent._ponged,
-    events.Logged: Agent._logged,
-    events.Credited: Agent._credited,
-    events.Started: Agent._of_job,
-    events.Output: Agent._of_stream,
-    events.Ended: Agent._of_stream,
-    events.StreamReset: Agent._of_stream,
-    events.Exited: Agent._last_of_job,
-    events.NotStarted: Agent._last_of_job,
-    events.Opened: Agent._open,
-}
+    _reactions: ClassVar[Reactions] = {
+        **Conversation._reactions,
+        events.Credited: _credited,
+        events.Started: _of_job,
+        events.Output: _of_stream,
+        events.Ended: _of_stream,
+        events.StreamReset: _of_stream,
+        events.Exited: _last_of_job,
+        events.NotStarted: _last_of_job,
+        events.Opened: _open,
+    }

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from guestctl.bridge import Bridge, bridged
 from guestctl.console import ConsoleKeeper
 from guestctl.errors import GuestctlError
+from guestctl.memory import is_sealed
 from guestctl.patience import Patience, pace_of
 from guestctl.processes import ProcessId, children, processor_time
 from guestctl.qemu.bounds import Group, group_for
 from guestctl.qemu.confine import Confinement
 from guestctl.qemu.machine import Machine
-from guestctl.qemu.spawn import Running, scratch_disk, spawn
-from guestctl.rundir import GuestDir, bound_socket, connected_socket
+from guestctl.qemu.spawn import Running, copy_disk, empty_disk, scratch_disk, spawn
+from guestctl.rundir import GuestDir
+from guestctl.sockets import bound_socket, connected_socket
 from guestctl.spec import GuestSpec
 from guestctl.standing import Standing
 from guestctl.targets import target
-from guestctl.template import Template, load
+from guestctl.template import NoTemplate, Template, load
+
+if TYPE_CHECKING:
+    from guestctl.bridge import Bridge
 
 __all__ = ["Birth", "MadeOf", "kill", "reaped"]
 
@@ -37,11 +41,13 @@ _CLONE_TIMEOUT = 20.0
 
 @dataclass(frozen=True)
 class MadeOf:
-    """What a clone is made of: descriptors of a template's files, and how slow its guest was."""
+    """What a clone is made of: descriptors of a template's files, and how slow its guest was.
+    `filled` is a pipe that ends when the memory is there, -1 where it is."""
 
     ident: str
     pace: float
     memory: int
+    filled: int
     state: int
     scratch: int
 
@@ -76,15 +82,16 @@ class Birth:
         spec, told = self._spec, self._standing
         if made_of is not None:
             template = Template(Path(spec.template))
-            shutil.copyfile(template.console, self._folder.boot_console)
             try:
                 self._bring_up(agent, monitor, made_of, min(spec.boot_timeout, _CLONE_TIMEOUT))
             except (GuestctlError, OSError) as error:
                 if self._stopping():
                     raise
                 reason = f"a clone did not come: {self._unstarted(str(error))}"
-                template.blame(reason)
+                if not isinstance(error, NoTemplate):
+                    template.blame(reason)
                 told.note(start_reason=reason)
+                self._folder.boot_console.unlink(missing_ok=True)
                 agent, monitor = (
                     bound_socket(path) for path in (self._folder.agent, self._folder.monitor)
                 )
@@ -109,6 +116,7 @@ class Birth:
         if made_of is not None:
             from guestctl import agent as _agent  # noqa: F401  # while QEMU starts
 
+            _await_memory(made_of, timeout)
             load(self._folder.monitor, made_of.state)
         self._make_ready(made_of, timeout)
         self.interruptible = False
@@ -131,9 +139,13 @@ class Birth:
     def _spawn(self, agent: socket.socket, monitor: socket.socket, made_of: MadeOf | None) -> None:
         spec = self._spec
         confinement = Confinement(spec.namespaces, reason=spec.unconfined_reason)
-        source = made_of.scratch if made_of else -1
-        scratch = scratch_disk(Path(spec.scratch_folder), spec.scratch, source)
-        self._bridge, agent = bridged(spec.channel, agent)
+        # A clone reads nothing of its disk before it is loaded, so that can be copied meanwhile.
+        new = empty_disk if made_of else scratch_disk
+        scratch = new(Path(spec.scratch_folder), spec.scratch)
+        if spec.channel != "virtio":
+            from guestctl.bridge import bridged
+
+            self._bridge, agent = bridged(spec.channel, agent)
         with open(self._folder.path / "qemu.log", "wb") as log, agent, monitor:
             self.running = spawn(
                 replace(Machine.of(spec), saving="load" if made_of else ""),
@@ -151,13 +163,17 @@ class Birth:
         self.group = group_for(sorted(pids - {0}), name, spec.memory)
         self._standing.bounded(str(self.group.folder) if self.group else "")
         # Our copies are closed now, so that QEMU's end is seen as the sockets' end.
-        os.close(scratch)
         self._folder.keyboard.unlink(missing_ok=True)
         self.console = ConsoleKeeper(
             self.running.console, self._folder.console, bound_socket(self._folder.keyboard)
         )
         self.console.start()
         self._standing.tell("booting", self.running)
+        try:
+            if made_of:
+                copy_disk(made_of.scratch, scratch)
+        finally:
+            os.close(scratch)
 
     def _make_ready(self, made_of: MadeOf | None, timeout: float) -> None:
         """Waits for the agent and makes the guest usable; raises GuestLost."""
@@ -170,6 +186,7 @@ class Birth:
             connected_socket(self._folder.agent),
             timeout=timeout,
             orphan=0,
+            orderly=True,
             starved=self.starved,
         )
         own = (
@@ -192,6 +209,8 @@ class Birth:
             self._standing.note(pace=self.pace)
         finally:
             agent.close()
+        # All that was sent was answered.
+        self._folder.mark_orderly()
 
     def _processor_time(self) -> tuple[float, float]:
         return processor_time(self.running.pid) if self.running else (0.0, 0.0)
@@ -199,6 +218,15 @@ class Birth:
     def starved(self) -> float:
         """For how long the guest has waited for a processor."""
         return self._processor_time()[1]
+
+
+def _await_memory(made_of: MadeOf, timeout: float) -> None:
+    """Until the memory is there, and sealed; raises NoTemplate."""
+    if made_of.filled >= 0:
+        select.select([made_of.filled], [], [], timeout)
+        os.close(made_of.filled)
+    if not is_sealed(made_of.memory):
+        raise NoTemplate("its memory could not be copied")
 
 
 def reaped(running: Running, seconds: float) -> bool:

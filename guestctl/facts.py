@@ -8,7 +8,8 @@ from typing import Any
 from guestctl.errors import GuestctlError
 from guestctl.jobs import JobBook, read_jobs
 from guestctl.journal import record
-from guestctl.rundir import GuestDir, connected_socket, flocked, write_json
+from guestctl.rundir import GuestDir, flocked, write_json
+from guestctl.sockets import connected_socket
 
 __all__ = ["guest_facts", "is_lost", "live_jobs", "orphans", "state_of"]
 
@@ -95,14 +96,20 @@ def live_jobs(folder: GuestDir) -> tuple[int, ...]:
     """The jobs that the agent has; the caller holds the lease. Raises GuestLost, OSError."""
     from guestctl.agent import Agent  # not before it is needed: it takes time
 
-    hangs_up = folder.spec()["channel"] == "virtio"
+    spec = folder.spec()
+    orderly = folder.take_orderly()
     agent = Agent.connect(
-        connected_socket(folder.agent), timeout=_PROBE_TIMEOUT, orphan=0, hangs_up=hangs_up
+        connected_socket(folder.agent),
+        timeout=_PROBE_TIMEOUT,
+        orphan=0,
+        hangs_up=spec["channel"] == "virtio",
+        orderly=orderly,
     )
-    try:
-        return agent.welcome.jobs if agent.welcome else ()
-    finally:
-        agent.close()
+    agent.close()
+    if not spec.get("member"):
+        # A greeting was sent, and answered.
+        folder.mark_orderly()
+    return agent.welcome.jobs if agent.welcome else ()
 
 
 def _mind(folder: GuestDir, written: dict[str, Any], left: list[dict[str, Any]]) -> None:

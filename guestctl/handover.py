@@ -16,9 +16,9 @@ class Handover:
 
     `agent` and `monitor` are listening sockets. On `notify`, a pipe, one line of JSON says that the
     guest is ready or why not. `share` holds the lock of the guest's share. `memory`, `state` and
-    `scratch` are what a clone is made of, `ident` is their name, and `pace` the template's. When
-    the process `owner_pid`, begun at `owner_start`, ends, the guest has no reason to stay; 0: it
-    has no owner.
+    `scratch` are what a clone is made of, `ident` is their name, and `pace` the template's;
+    `filled` is a pipe that ends when the memory is there. When the process `owner_pid`, begun at
+    `owner_start`, ends, the guest has no reason to stay; 0: it has no owner.
     """
 
     folder: str
@@ -29,6 +29,7 @@ class Handover:
     ident: str = ""
     pace: float = 1.0
     memory: int = -1
+    filled: int = -1
     state: int = -1
     scratch: int = -1
     owner_pid: int = 0
@@ -38,7 +39,8 @@ class Handover:
     def descriptors(self) -> list[int]:
         """All of them that are there."""
         numbers = (self.agent, self.monitor, self.notify, self.share)
-        return [each for each in (*numbers, self.memory, self.state, self.scratch) if each >= 0]
+        clone = (self.memory, self.filled, self.state, self.scratch)
+        return [each for each in (*numbers, *clone) if each >= 0]
 
     def dump(self) -> str:
         return json.dumps(asdict(self))

@@ -17,9 +17,10 @@ from guestctl.handover import Handover
 from guestctl.patience import MOST
 from guestctl.processes import ProcessId
 from guestctl.qemu.spawn import marked
-from guestctl.rundir import GuestDir, PoolDir, bound_socket, flocked, private
+from guestctl.rundir import GuestDir, PoolDir, flocked, private
 from guestctl.separate import can_fork, reap, run_anew, run_forked
 from guestctl.share import remove_lock, share_lock
+from guestctl.sockets import bound_socket
 from guestctl.spec import GuestSpec
 from guestctl.tree.state import tree_state
 
@@ -46,6 +47,8 @@ def start_guest(
     """
     folder.path.mkdir(mode=0o700, exist_ok=True)
     folder.write_spec(asdict(origin.given(spec)))
+    with open(folder.boot_console, "wb", opener=private) as console:
+        console.write(origin.console)
     in_use = _lock_share(Path(spec.work), runtime)
     report, notify = os.pipe2(os.O_CLOEXEC)
     try:
@@ -63,6 +66,7 @@ def start_guest(
                 ident=origin.ident,
                 pace=origin.pace,
                 memory=origin.memory,
+                filled=origin.filled,
                 state=origin.state,
                 scratch=origin.scratch,
                 owner_pid=owner.pid if owner else 0,

@@ -49,7 +49,7 @@ class Link:
         self._quiet = quiet
         self._out: deque[memoryview] = deque()
         self._waiting = 0
-        self._closed = False
+        self._closed = self._muted = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._serve, name="guestctl-link", daemon=True)
 
@@ -62,7 +62,7 @@ class Link:
 
     def send(self, data: bytes) -> None:
         """Sends what the socket takes now and leaves the rest to the thread; needs the lock."""
-        if self._closed:
+        if self._closed or self._muted:
             return
         view = memoryview(data)
         if not self._out:
@@ -77,6 +77,10 @@ class Link:
             self._out.append(view)
             self._waiting += len(view) + _PIECE
             self._wake()
+
+    def mute(self) -> None:
+        """What is sent from now on goes nowhere; needs the lock."""
+        self._muted = True
 
     def hasten(self, heartbeat: Patience) -> None:
         """Silence counts as an end after so long from now on, unless it did before that."""

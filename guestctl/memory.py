@@ -1,7 +1,8 @@
 """A saved guest's memory: in the cache as a sparse file, for clones as a sealed one without a name.
 
 A QEMU opens what it maps for writing. One that a guest has broken must not be able to change
-what other guests start from, so what it gets is sealed: nobody can write to it, or resize it.
+what other guests start from, so what it gets is sealed before its guest runs: nobody can write to
+it, or resize it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["is_sealed", "sealed_copy", "write_sparse"]
+__all__ = ["fill", "is_sealed", "unfilled", "write_sparse"]
 
 _GRAIN = 4096
 _CHUNK = 1 << 20
@@ -42,24 +43,28 @@ def write_sparse(memory: int, path: Path) -> None:
     os.chmod(path, 0o400)
 
 
-def sealed_copy(source: int) -> int:
-    """A descriptor of a sealed copy of a sparse file. Raises OSError."""
+def unfilled(source: int) -> int:
+    """A descriptor of a file of the size of `source`, for `fill`. Raises OSError."""
     memory = os.memfd_create("guestctl-clone", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(memory, os.fstat(source).st_size)
-        for at, end in _data(source):
-            os.lseek(memory, at, os.SEEK_SET)
-            left = end - at
-            while left:
-                sent = os.sendfile(memory, source, end - left, left)
-                if not sent:
-                    raise OSError(errno.EIO, "it was cut short")
-                left -= sent
-        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
         os.close(memory)
         raise
     return memory
+
+
+def fill(memory: int, source: int) -> None:
+    """Copies what a sparse file has, and seals the copy. Raises OSError."""
+    for at, end in _data(source):
+        os.lseek(memory, at, os.SEEK_SET)
+        left = end - at
+        while left:
+            sent = os.sendfile(memory, source, end - left, left)
+            if not sent:
+                raise OSError(errno.EIO, "it was cut short")
+            left -= sent
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
 
 
 def _data(handle: int) -> Iterator[tuple[int, int]]:

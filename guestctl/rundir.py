@@ -14,6 +14,7 @@ RUNTIME/pools/NAME/
         agent, monitor   the sockets
         used             there when somebody has leased it; "fresh": it was to be used once
         condemned        why whoever leased the guest has ended it
+        orderly          there while the agent has read all that it was ever sent
         console          the socket that takes what is typed into the console
         console.log      the kernel's console, and console.log.1 before it
         supervisor.log   what the supervisor had to say
@@ -27,10 +28,9 @@ import os
 import re
 import shutil
 import signal
-import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,6 @@ from guestctl.processes import ProcessId, processor_time
 __all__ = [
     "GuestDir",
     "PoolDir",
-    "bound_socket",
-    "connected_socket",
     "flocked",
     "pool_names",
     "private",
@@ -106,40 +104,6 @@ def flocked(path: Path, *, create: bool = True, shared: bool = False) -> int | N
         os.close(handle)
 
 
-@contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    """Another name for `path` that fits the 108 bytes of a socket's address."""
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
-
-
-def bound_socket(path: Path) -> socket.socket:
-    """A listening unix socket at `path`, whatever the path's length."""
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _short_path(path) as name:
-        made.bind(name)
-    os.chmod(path, 0o600)
-    made.listen(1)
-    return made
-
-
-def connected_socket(path: Path) -> socket.socket:
-    """A unix socket connected to `path`; raises OSError."""
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # A full backlog would block for ever, so that a dead QEMU must not keep us.
-        made.settimeout(5)
-        with _short_path(path) as name:
-            made.connect(name)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
 @dataclass(frozen=True)
 class GuestDir:
     path: Path
@@ -184,6 +148,24 @@ class GuestDir:
         """Its existence says that somebody has leased the guest since it came; it names the kind
         of that lease."""
         return self.path / "used"
+
+    @property
+    def orderly(self) -> Path:
+        """Its existence says that the last session was read to its end, see Agent.settle."""
+        return self.path / "orderly"
+
+    def mark_orderly(self) -> None:
+        # Without the mark the next session begins as after any other end.
+        with suppress(OSError):
+            self.orderly.touch(0o600)
+
+    def take_orderly(self) -> bool:
+        """Whether it was; a session begins, of whose end nothing is known yet."""
+        try:
+            self.orderly.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     @property
     def keyboard(self) -> Path:

@@ -25,9 +25,11 @@ from guestctl.processes import processor_time
 from guestctl.qemu.confine import Confinement
 from guestctl.qemu.machine import Machine
 from guestctl.qemu.monitor import Monitor
+from guestctl.qemu.savedstate import without_blank
 from guestctl.qemu.spawn import Running, scratch_disk, spawn
-from guestctl.rundir import bound_socket, connected_socket
+from guestctl.sockets import bound_socket, connected_socket
 from guestctl.spec import GuestSpec
+from guestctl.targets import target
 from guestctl.template import ignore_shared, machine_to_save
 from guestctl.wire import Op, Tag
 
@@ -65,13 +67,14 @@ def save(spec: GuestSpec, aside: Path) -> float:
             )
             console.start()
             seconds = _make_ready(spec, run / "agent", running)
-            _write_state(run / "monitor", aside / "state")
+            _save_state(run / "monitor", run / "state")
             running.process.wait(_SAVE_TIMEOUT)
             console.join(1)
         finally:
             running.process.kill()
             running.process.wait()
             running.console.close()
+        _write_state(run / "state", aside / "state", target(spec.arch).flash)
         write_sparse(memory, aside / "ram")
         write_sparse(scratch, aside / "scratch")
     shutil.rmtree(run)
@@ -103,20 +106,20 @@ def _keep(connection: socket.socket, path: Path) -> None:
 
 def _make_ready(spec: GuestSpec, path: Path, running: Running) -> float:
     """Until nothing is left to do that every guest would do again, and the agent is alone."""
-    agent = Agent.connect(connected_socket(path), timeout=spec.boot_timeout, orphan=0)
+    agent = Agent.connect(connected_socket(path), timeout=spec.boot_timeout, orphan=0, orderly=True)
     try:
         before = processor_time(running.pid)[0]
         clock = time.time_ns().to_bytes(8, "little")
         swap = spec.swap.to_bytes(4, "little")
         agent.request(Op.PREPARE, ((Tag.CLOCK, clock), (Tag.SWAP, swap)), timeout=spec.boot_timeout)
         seconds = processor_time(running.pid)[0] - before
-        target = (Tag.TARGET, WORK.encode())
+        place = (Tag.TARGET, WORK.encode())
         options = (Tag.OPTIONS, MOUNT_OPTIONS)
         for _ in range(_ROUNDS):
-            agent.request(Op.MOUNT, ((Tag.TAG, b"work"), target, options), timeout=_STEP_TIMEOUT)
+            agent.request(Op.MOUNT, ((Tag.TAG, b"work"), place, options), timeout=_STEP_TIMEOUT)
             said = _said(agent, _WARM)
             # QEMU saves no guest that has an export mounted.
-            agent.request(Op.UNMOUNT, (target,), timeout=_STEP_TIMEOUT)
+            agent.request(Op.UNMOUNT, (place,), timeout=_STEP_TIMEOUT)
             if not spec.swap or b"/swap" in said:
                 break
             time.sleep(_POLL)
@@ -156,7 +159,7 @@ def _said(agent: Agent, script: str) -> bytes:
                 pass
 
 
-def _write_state(monitor: Path, path: Path) -> None:
+def _save_state(monitor: Path, path: Path) -> None:
     with Monitor(monitor, _SAVE_TIMEOUT) as qemu, open(path, "xb") as state:
         # Not stopped before: a guest that was saved running runs when it has been loaded.
         ignore_shared(qemu)
@@ -165,4 +168,9 @@ def _write_state(monitor: Path, path: Path) -> None:
         qemu.ask("migrate", uri="fd:state")
         qemu.await_status("query-migrate", "completed", ("failed", "cancelled"))
         qemu.ask("quit")
+
+
+def _write_state(saved: Path, path: Path, flash: str) -> None:
+    with open(path, "xb") as state:
+        state.write(without_blank(saved.read_bytes(), flash))
     os.chmod(path, 0o400)

@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -106,6 +105,8 @@ def _begin(main: object, given: Handover, log: int) -> NoReturn:
         main(given.dump())
         status = 0
     except BaseException:
+        import traceback  # which a supervisor that ends well never needs
+
         with contextlib.suppress(Exception):
             os.write(2, traceback.format_exc().encode(errors="replace"))
     finally:

@@ -74,10 +74,10 @@ class Session:
 
     # --- to the guest -----------------------------------------------------------------------
 
-    def hello(self) -> bytes:
-        """What a session begins with."""
+    def hello(self, orderly: bool = False) -> bytes:
+        """What a session begins with; `orderly` says that none before it has left half a frame."""
         payload = struct.pack("<HHI", wire.VERSION, self._silence, self._orphan) + self._nonce
-        return wire.FILLER + encode(Type.HELLO, payload=payload)
+        return (b"" if orderly else wire.FILLER) + encode(Type.HELLO, payload=payload)
 
     def start(self, command: Command) -> tuple[int, bytes]:
         """The id of a new job, and the bytes that start it."""

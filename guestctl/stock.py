@@ -42,8 +42,12 @@ class Stock:
         with self._origin(specs[0]) as origin:
             for spec in specs:
                 waiting.update(self._started(spec, origin))
+            origin.complete()
         # While the guests come, what their use needs is loaded.
         from guestctl import guest  # noqa: F401
+
+        if any(spec.offload != "off" for spec in specs):
+            from guestctl.offload import Offload  # noqa: F401
 
         await_ready(waiting, self._options.boot_timeout, self._progress)
 
@@ -54,7 +58,7 @@ class Stock:
         end_guests([folder])
         for path in (
             *(folder.used, folder.condemned, folder.mounts, folder.jobs),
-            *(folder.agent, folder.monitor),
+            *(folder.agent, folder.monitor, folder.orderly),
         ):
             path.unlink(missing_ok=True)
         # The pool's own trees are part of what a fresh guest must not inherit.

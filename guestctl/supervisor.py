@@ -19,7 +19,8 @@ from guestctl.handover import Handover, tell_starter
 from guestctl.processes import ProcessId
 from guestctl.qemu import monitor
 from guestctl.qemu.bounds import limit_resources
-from guestctl.rundir import GuestDir, connected_socket, flocked
+from guestctl.rundir import GuestDir, flocked
+from guestctl.sockets import connected_socket
 from guestctl.spec import GuestSpec
 from guestctl.standing import Standing
 
@@ -103,6 +104,7 @@ class Supervisor:
                 connected_socket(self._folder.agent),
                 timeout=_GREETING_TIMEOUT * self._birth.pace,
                 orphan=0,
+                orderly=self._folder.take_orderly(),
                 starved=self._birth.starved,
             )
             try:
@@ -157,7 +159,7 @@ def main(text: str) -> None:
         # Opened anew: guests that start together do not share a position in it.
         state = os.open(f"/proc/self/fd/{given.state}", os.O_RDONLY)
         os.close(given.state)
-        made_of = MadeOf(given.ident, given.pace, given.memory, state, given.scratch)
+        made_of = MadeOf(given.ident, given.pace, given.memory, given.filled, state, given.scratch)
     owner = ProcessId(given.owner_pid, given.owner_start) if given.owner_pid else None
     supervisor = Supervisor(GuestDir(Path(given.folder)), owner, made_of)
     agent, monitor = (socket.socket(fileno=each) for each in (given.agent, given.monitor))

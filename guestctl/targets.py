@@ -36,6 +36,7 @@ class Target:
     oci: str = ""  # what OCI calls it
     oci_variant: str = ""
     kernel_options: str = ""  # what this board's kernel should be told beside the console
+    flash: str = ""  # what QEMU calls memory that the board has besides, and nobody writes to
     # Processor seconds that PREPARE takes where the project measures; 0: not known.
     prepare_seconds: float = 0.0
 
@@ -61,6 +62,7 @@ _ROWS = (
         oci_variant="v5",
         # Measuring the delay loop takes 84 ms of a boot; no driver here needs it exact.
         kernel_options="lpj=5000000",
+        flash="versatile.flash",
         prepare_seconds=0.06,
     ),
     Target(

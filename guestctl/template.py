@@ -13,23 +13,25 @@ CACHE/templates/
 A clone maps the memory copy-on-write. QEMU opens what it maps for writing, and must not be able
 to write to what others start from: so it gets a sealed copy in memory, which all clones that
 start together share.
+
+Whoever starts clones holds these files open: a template may go at any time, because somebody
+else's clone did not come.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from guestctl.errors import GuestctlError
-from guestctl.memory import sealed_copy
 from guestctl.patience import pace_of
 from guestctl.qemu.accel import qemu_program
 from guestctl.qemu.machine import DESCRIPTORS, Machine, Paths, qemu_argv
@@ -45,13 +47,14 @@ __all__ = [
     "ignore_shared",
     "load",
     "machine_to_save",
-    "obtain",
+    "obtained",
 ]
 
 # What is saved, beside the console's log.
 _FILES = ("ram", "state", "scratch")
+_CONSOLE = "console.log"
 # Raised when a template is made in another way.
-_VERSION = 3
+_VERSION = 4
 _LOAD_TIMEOUT = 10.0
 _GIVEN_UP = 600.0
 _FAIR_TIMEOUT = 20.0
@@ -69,19 +72,18 @@ class Template:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    @property
-    def console(self) -> Path:
-        return self.folder / "console.log"
-
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Saved]:
+    def opened(self, made_from: str) -> Iterator[Saved]:
         """Its files, as they were when it was made.
 
-        Raises NoTemplate where it is not there, of another boot of the host, or damaged.
+        Raises NoTemplate where it is not there, made from something else, of another boot of the
+        host, or damaged.
         """
         facts = read_json(self.folder / "template.json")
         if not facts:
             raise NoTemplate("it has not been made")
+        if facts.get("made_from") != made_from:
+            raise NoTemplate("it was made from something else")
         if facts.get("boot") != _boot():
             # Nothing is forced to the disk: after a power cut the files may be short.
             raise NoTemplate("it is from before the host's last boot")
@@ -95,7 +97,12 @@ class Template:
                 stack.callback(os.close, handles[name])
                 if facts.get(name) != _identity(handles[name]):
                     raise NoTemplate(f"its {name} was changed")
-            yield Saved(f"{self.folder.name} {facts['ram']}", float(facts["pace"]), **handles)
+            try:
+                console = (self.folder / _CONSOLE).read_bytes()
+            except OSError as error:
+                raise NoTemplate(f"its {_CONSOLE} cannot be read: {error.strerror}") from None
+            ident = f"{self.folder.name} {facts['ram']}"
+            yield Saved(str(self.folder), ident, float(facts["pace"]), console, **handles)
 
     def discard(self, reason: str = "") -> None:
         """Removes it; with a `reason`, none is made in its place for a while."""
@@ -112,7 +119,9 @@ class Template:
 
     def blame(self, reason: str) -> None:
         """A clone did not come: a template that was good once is made anew, another is not."""
-        self.discard("" if self._proof.exists() else reason)
+        # Where it cannot be removed the guest boots all the same, as will the next.
+        with contextlib.suppress(OSError):
+            self.discard("" if self._proof.exists() else reason)
 
     @property
     def _proof(self) -> Path:
@@ -121,21 +130,17 @@ class Template:
 
 @dataclass(frozen=True)
 class Saved:
-    """A template's files, open. `ident` names what is in them; `pace` is how many times slower than
-    usual the guest was that was saved."""
+    """The files of the template in `folder`, open. `ident` names what is in them; `pace` is how
+    many times slower than usual the guest was that was saved, `console` what its kernel had said.
+    """
 
+    folder: str
     ident: str
     pace: float
+    console: bytes
     ram: int
     state: int
     scratch: int
-
-    def memory(self) -> int:
-        """A descriptor of a sealed copy of the memory. Raises NoTemplate."""
-        try:
-            return sealed_copy(self.ram)
-        except OSError as error:
-            raise NoTemplate(f"its memory cannot be copied: {error.strerror}") from None
 
 
 def machine_to_save(spec: GuestSpec, paths: Paths) -> Machine:
@@ -178,31 +183,47 @@ def _give_up(folder: Path, reason: str) -> None:
 # --- finding and making ---------------------------------------------------------------------
 
 
-def obtain(spec: GuestSpec, cache: Path) -> Template:
-    """The template for guests like `spec`, made where there is none that fits.
+@contextlib.contextmanager
+def obtained(spec: GuestSpec, cache: Path) -> Iterator[Saved]:
+    """The template for guests like `spec`, open; made where there is none that fits.
 
     Raises NoTemplate.
     """
     if spec.channel != "virtio" or spec.network:
         raise NoTemplate("only a guest with a virtio channel and without a network is saved")
-    folder = cache / "templates" / _key(spec)
+    made_from = _made_from(spec)
+    # A name, and no more than that: what it was made from is in the template, and must fit.
+    name = f"{spec.arch}-{zlib.crc32(made_from.encode()):08x}"
+    folder = cache / "templates" / name
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     template = Template(folder)
-    with contextlib.suppress(NoTemplate), template.opened():
-        return template
+    with contextlib.ExitStack() as stack:
+        try:
+            saved = stack.enter_context(template.opened(made_from))
+        except NoTemplate:
+            saved = stack.enter_context(_made(spec, template, made_from))
+        yield saved
+
+
+@contextlib.contextmanager
+def _made(spec: GuestSpec, template: Template, made_from: str) -> Iterator[Saved]:
+    """One that was missing, or did not fit; raises NoTemplate."""
+    folder = template.folder
     failed = read_json(_mark(folder))
     if 0 <= time.time() - failed.get("time", 0) < _GIVEN_UP:
         raise NoTemplate(str(failed.get("reason")))
-    with _locked(folder.with_name(f"{folder.name}.lock"), spec.boot_timeout):
-        try:
-            with template.opened():
-                return template  # somebody else has made it meanwhile
-        except NoTemplate:
-            _make(spec, template)
-    return template
+    with contextlib.ExitStack() as stack:
+        with _locked(folder.with_name(f"{folder.name}.lock"), spec.boot_timeout):
+            try:
+                # Somebody else may have made it meanwhile.
+                saved = stack.enter_context(template.opened(made_from))
+            except NoTemplate:
+                _make(spec, template, made_from)
+                saved = stack.enter_context(template.opened(made_from))
+        yield saved
 
 
-def _key(spec: GuestSpec) -> str:
+def _made_from(spec: GuestSpec) -> str:
     """What a saved guest depends on: QEMU, its devices and their order, and the image."""
     machine = machine_to_save(spec, replace(Machine.of(spec).paths, work="", base=""))
     files = [qemu_program(machine.target), spec.kernel, spec.initramfs, spec.root, spec.dtb]
@@ -213,7 +234,7 @@ def _key(spec: GuestSpec) -> str:
         (spec.scratch, spec.swap),
         _processor() if spec.accelerator == "kvm" else "",
     )
-    return f"{spec.arch}-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}"
+    return repr(told)
 
 
 def _processor() -> str:
@@ -242,7 +263,7 @@ def _locked(path: Path, timeout: float) -> Iterator[None]:
         os.close(handle)
 
 
-def _make(spec: GuestSpec, template: Template) -> None:
+def _make(spec: GuestSpec, template: Template, made_from: str) -> None:
     """Boots a guest, saves it aside, and renames that; the caller holds the lock."""
     from guestctl.saving import save  # which most never need
 
@@ -254,6 +275,7 @@ def _make(spec: GuestSpec, template: Template) -> None:
         begin = time.monotonic()
         prepared = save(spec, aside)
         facts: dict[str, Any] = {name: _identity(aside / name) for name in _FILES}
+        facts["made_from"] = made_from
         facts |= {"boot": _boot(), "seconds": round(time.monotonic() - begin, 3)}
         pace = pace_of(prepared, target(spec.arch).prepare_seconds)
         facts |= {"prepare_seconds": round(prepared, 4), "pace": pace}

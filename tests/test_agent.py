@@ -466,6 +466,20 @@ def test_what_was_taken_is_let_go_of_before_the_connection_is(native: Native) ->
     again.close()
 
 
+def test_a_session_that_was_settled_is_followed_by_one_without_filler(native: Native) -> None:
+    for number in range(3):
+        agent = native.session(orderly=True)
+        if not number:
+            agent.request(Op.PREPARE, timeout=20)
+        running = process(agent, "sleep", "1000")
+        running.begin()
+        agent.forget_all()
+        agent.settle(60)
+        # What threads still have to say goes nowhere: it might be cut in the middle.
+        agent.signal(running._job, signal.SIGTERM)
+        agent.close()
+
+
 def test_attaching_to_nobody_is_an_error_result(agent: Agent) -> None:
     result = attached(agent, 4711).wait()
     assert (result.outcome, result.status) == ("error", 125)

@@ -19,7 +19,7 @@ from guestctl.agent import Agent
 from guestctl.board import Connection, Forwarder, make_key, read_key, split_address
 from guestctl.errors import BoardError, GuestLost
 from guestctl.process import Host, Process
-from guestctl.rundir import bound_socket, connected_socket
+from guestctl.sockets import bound_socket, connected_socket
 from guestctl.spec import Command
 from guestctl.wire import Op
 from tests.fairness import FOREVER

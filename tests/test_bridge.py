@@ -20,7 +20,7 @@ from guestctl.bridge import Bridge
 from guestctl.line import Line
 from guestctl.pipe import Pipe
 from guestctl.process import Host, Process
-from guestctl.rundir import bound_socket, connected_socket
+from guestctl.sockets import bound_socket, connected_socket
 from guestctl.spec import Command
 from guestctl.wire import Op
 from tests.cable import Cable, Noise

@@ -11,7 +11,7 @@ import pytest
 
 from guestctl import console
 from guestctl.console import ConsoleKeeper
-from guestctl.rundir import bound_socket, connected_socket
+from guestctl.sockets import bound_socket, connected_socket
 from guestctl.tail import Tail
 from tests.fairness import FOREVER, until
 

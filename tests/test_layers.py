@@ -20,11 +20,13 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(
         ("board", "bridge", "device", "link", "places", "processes", "qemu", "share"), 2
     ),
-    **dict.fromkeys(("agent", "facts", "guest", "loss", "metering", "mounting"), 3),
+    **dict.fromkeys(
+        ("agent", "conversation", "facts", "guest", "lease", "loss", "metering", "mounting"), 3
+    ),
     **dict.fromkeys(("offload", "process", "services", "standing", "stdin"), 3),
     **dict.fromkeys(("bundle", "catalog", "image", "imaging", "system"), 3),
     **dict.fromkeys(("toolchain", "translate"), 3),
-    **dict.fromkeys(("handover", "memory", "remembered", "separate"), 2),
+    **dict.fromkeys(("handover", "memory", "remembered", "separate", "sockets"), 2),
     **dict.fromkeys(("reproduction", "retrying", "saving", "template"), 3),
     **dict.fromkeys(("cloning",), 4),
     **dict.fromkeys(("builder", "soak"), 4),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
 import pytest
 
-from guestctl.memory import is_sealed, sealed_copy, write_sparse
+from guestctl.memory import fill, is_sealed, unfilled, write_sparse
 
 PAGE = 4096
 
@@ -34,10 +35,21 @@ def test_only_what_is_not_zero_is_written(saved: Path) -> None:
 
 def test_a_copy_is_the_same_and_stays_so(saved: Path) -> None:
     with open(saved, "rb") as file:
-        memory = sealed_copy(file.fileno())
+        memory = unfilled(file.fileno())
+        # As QEMU has it from its start on.
+        early = os.open(f"/proc/self/fd/{memory}", os.O_RDWR)
+        mapped = mmap.mmap(early, 64 << 20, flags=mmap.MAP_PRIVATE)
+        assert not is_sealed(memory)
+        fill(memory, file.fileno())
         assert not is_sealed(file.fileno())
     try:
         assert is_sealed(memory)
+        with pytest.raises(PermissionError):
+            os.pwrite(early, b"x", 0)
+        assert mapped[:5] == b"begin"
+        mapped[:5] = b"other"
+        mapped.close()
+        os.close(early)
         whole = os.pread(memory, 64 << 20, 0)
         assert whole == saved.read_bytes()
         again = os.open(f"/proc/self/fd/{memory}", os.O_RDWR)

@@ -15,7 +15,7 @@ from guestctl.qemu.confine import ENVIRONMENT, Binding, confined_argv, probe_con
 from guestctl.qemu.machine import CHANNELS, DESCRIPTORS, Machine, qemu_argv
 from guestctl.qemu.monitor import MonitorError, execute
 from guestctl.qemu.spawn import scratch_disk
-from guestctl.rundir import bound_socket
+from guestctl.sockets import bound_socket
 from guestctl.spec import GuestSpec
 from guestctl.targets import TARGETS
 

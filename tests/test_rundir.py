@@ -9,17 +9,9 @@ from pathlib import Path
 import pytest
 
 from guestctl.errors import PoolError, UsageError
-from guestctl.rundir import (
-    GuestDir,
-    PoolDir,
-    bound_socket,
-    connected_socket,
-    flocked,
-    pool_names,
-    read_json,
-    write_json,
-)
+from guestctl.rundir import GuestDir, PoolDir, flocked, pool_names, read_json, write_json
 from guestctl.share import remove_lock
+from guestctl.sockets import bound_socket, connected_socket
 
 
 def test_sockets_with_paths_of_any_length(tmp_path: Path) -> None:
@@ -107,6 +99,15 @@ def test_the_consoles_tail_is_text_whatever_it_holds(tmp_path: Path) -> None:
     guest.console.write_bytes(b"x" * 9000 + b"\r\n\xff end")
     assert guest.console_tail().endswith("\n\\xff end")
     assert len(guest.console_tail()) < 5000
+
+
+def test_an_orderly_end_counts_once(tmp_path: Path) -> None:
+    guest = GuestDir(tmp_path)
+    assert not guest.take_orderly()
+    guest.mark_orderly()
+    assert guest.take_orderly()
+    assert not guest.take_orderly()
+    GuestDir(tmp_path / "gone").mark_orderly()
 
 
 def test_threads_that_write_one_file_never_leave_it_empty(tmp_path: Path) -> None:

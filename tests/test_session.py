@@ -49,6 +49,11 @@ def test_hello_begins_with_enough_filler() -> None:
     assert frame.payload == struct.pack("<HHI", wire.VERSION, 0, 5000) + NONCE
 
 
+def test_an_orderly_session_begins_without_filler() -> None:
+    session = Session(NONCE, orphan=5000)
+    assert session.hello() == bytes(131_072) + session.hello(orderly=True)
+
+
 def test_welcome_tells_the_facts() -> None:
     (event,) = Session(NONCE).feed(welcome(jobs=(3, 9)))
     assert event == events.Welcomed("guest-init 1", "", "armv5tejl", (3, 9))

@@ -12,11 +12,11 @@ import pytest
 
 from guestctl.errors import GuestLost
 from guestctl.places import Places
-from guestctl.rundir import bound_socket
 from guestctl.soak import Report
 from guestctl.soak.errands import ERRANDS, Wrong
 from guestctl.soak.leaks import left_of_pool
 from guestctl.soak.mischief import MISCHIEF
+from guestctl.sockets import bound_socket
 from guestctl.spec import Result
 from tests.fairness import until
 

@@ -39,7 +39,7 @@ def console(guest: str, name: str | None, no_follow: bool) -> int:
       guestctl console g1 --name builders --no-follow
     """
     from guestctl.cli.terminal import stdin_is_terminal
-    from guestctl.rundir import connected_socket
+    from guestctl.sockets import connected_socket
     from guestctl.tail import Tail
 
     folder = the_pool(name).guest_folder(guest)

@@ -27,8 +27,8 @@ __all__ = [
     "probe_confinement",
 ]
 
-# All that a QEMU is told: without the second it looks for a sound device.
-ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "QEMU_AUDIO_DRV": "none"}
+# All that a QEMU is told.
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
 # What decides whether an ordinary user gets namespaces, where the kernel has it.
 _SETTINGS = (
     "/proc/sys/kernel/random/boot_id",

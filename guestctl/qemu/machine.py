@@ -56,11 +56,11 @@ Saving = Literal["", "save", "load"]
 _MEMORY: dict[Saving, tuple[str, ...]] = {
     "": ("-machine", "{board}"),
     "save": (
-        *("-machine", "{board},memory-backend=ram"),
+        *("-machine", "{board},memory-backend=ram,suppress-vmdesc=on"),
         *("-object", "memory-backend-file,id=ram,size={memory}M,mem-path={ram},share=on"),
     ),
     "load": (
-        *("-machine", "{board},memory-backend=ram"),
+        *("-machine", "{board},memory-backend=ram,suppress-vmdesc=on"),
         *("-object", "memory-backend-file,id=ram,size={memory}M,mem-path={ram},share=off"),
         *("-incoming", "defer"),
     ),
@@ -131,6 +131,8 @@ def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
     kernel_line = f"console={target.console} quiet panic=-1 {target.kernel_options}".rstrip()
     kernel_line += _TOLD[machine.channel].format(tty=target.second_line)
     argv = [target.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    # A board with a sound chip would look for a sound device, and load all that has to do with it.
+    argv += ["-audiodev", "none,id=none"]
     ram = f"/proc/self/fd/{descriptors.get('ram', -1)}"
     argv += [
         word.format(board=target.board, memory=machine.memory, ram=ram)

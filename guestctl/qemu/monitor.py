@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from guestctl.errors import GuestctlError
-from guestctl.rundir import connected_socket
+from guestctl.sockets import connected_socket
 
 __all__ = ["Monitor", "MonitorError", "execute"]
 

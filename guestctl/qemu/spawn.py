@@ -19,7 +19,15 @@ from guestctl.qemu.accel import qemu_program
 from guestctl.qemu.confine import ENVIRONMENT, Binding, Confinement, confined_argv
 from guestctl.qemu.machine import Machine, Paths, qemu_argv
 
-__all__ = ["Running", "command_line", "marked", "scratch_disk", "spawn"]
+__all__ = [
+    "Running",
+    "command_line",
+    "copy_disk",
+    "empty_disk",
+    "marked",
+    "scratch_disk",
+    "spawn",
+]
 
 _INSIDE = "/guest"
 _INFO_TIMEOUT = 10.0
@@ -43,21 +51,26 @@ class Running:
     pid: int
 
 
-def scratch_disk(folder: Path, mebibytes: int, source: int = -1) -> int:
-    """A descriptor of a new sparse ext4 image that has no name, and so leaves nothing behind.
-
-    It is a copy of what is in `source`, or of a blank one in `folder`, formatted the first time:
-    that is quicker.
-    """
+def empty_disk(folder: Path, mebibytes: int) -> int:
+    """A descriptor of a new sparse file that has no name, and so leaves nothing behind."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(handle, mebibytes << 20)
-        if source >= 0:
-            _copy_data(source, handle)
-        else:
-            with open(_blank(folder, mebibytes), "rb") as blank:
-                _copy_data(blank.fileno(), handle)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def scratch_disk(folder: Path, mebibytes: int) -> int:
+    """The same with an ext4 in it: a copy of a blank one in `folder`, formatted the first time,
+    since that is quicker.
+    """
+    handle = empty_disk(folder, mebibytes)
+    try:
+        with open(_blank(folder, mebibytes), "rb") as blank:
+            copy_disk(blank.fileno(), handle)
     except BaseException:
         os.close(handle)
         raise
@@ -71,7 +84,7 @@ def _blank(folder: Path, mebibytes: int) -> Path:
     return blank
 
 
-def _copy_data(source: int, target: int) -> None:
+def copy_disk(source: int, target: int) -> None:
     """Copies what is not a hole, to the same places."""
     at, size = 0, os.fstat(source).st_size
     while at < size:

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from guestctl.rundir import GuestDir, connected_socket
+from guestctl.rundir import GuestDir
+from guestctl.sockets import connected_socket
 
 __all__ = ["MISCHIEF"]
 

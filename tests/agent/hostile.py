@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from tests.agent import client as wire
-from tests.agent.client import FILLER, frame
+from tests.agent.client import frame
 
 __all__ = ["Hostile"]
 
@@ -54,11 +54,15 @@ class Hostile:
 
     def _greet(self) -> None:
         heard = b""
-        size = len(FILLER) + 13 + 24
+        size = 13 + 24
         while len(heard) < size:
-            heard += self._connection.recv(65536)
+            data = self._connection.recv(65536)
+            if not data:
+                raise OSError("the host has left")
+            # With filler before it, or without.
+            heard = (heard + data).lstrip(b"\0")
         nonce = heard[size - 17 : size - 1]
-        payload = nonce + struct.pack("<HH", heard[len(FILLER) + 12], 0) + self._jobs
+        payload = nonce + struct.pack("<HH", heard[12], 0) + self._jobs
         self._connection.sendall(frame(wire.WELCOME, 0, payload))
 
     def _await_job(self) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from guestctl.agent import Agent
 from guestctl.board import Forwarder, read_key
 from guestctl.process import Host, Process
-from guestctl.rundir import bound_socket, connected_socket
+from guestctl.sockets import bound_socket, connected_socket
 from guestctl.spec import Command
 from guestctl.wire import Op
 

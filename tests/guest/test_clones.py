@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -172,115 +166,3 @@ def test_cold_means_cold(armv5l_image: Image, own_places: Places) -> None:
             "cold",
             "only a guest with a virtio channel and without a network is saved",
         )
-
-
-# --- templates that do not fit ----------------------------------------------------------------
-
-
-def start(places: Places) -> tuple[str, str]:
-    with Pool("armv5l", 1, places=places) as pool:
-        (facts,) = pool.status()
-        with pool.lease(30) as guest:
-            guest.run(["true"], timeout=60).check()
-        return facts["start"], facts["start_reason"]
-
-
-def template(places: Places) -> Path:
-    (facts,) = (places.cache / "templates").glob("*/template.json")
-    return facts.parent
-
-
-def test_a_template_that_was_changed_is_made_anew(armv5l_image: Image, own_places: Places) -> None:
-    assert start(own_places) == ("clone", "")
-    made = template(own_places)
-    first = (made / "template.json").read_text()
-    for name in ("ram", "state", "scratch"):
-        (made / name).chmod(0o600)
-        with open(made / name, "r+b") as file:
-            file.truncate(4096)
-        assert start(own_places) == ("clone", "")
-        assert (made / "template.json").read_text() != first
-    facts = json.loads((made / "template.json").read_text())
-    (made / "template.json").write_text(json.dumps({**facts, "boot": "another"}))
-    other = made.with_name("armv5l-of-another-image")
-    other.mkdir()
-    shutil.copy(made / "template.json", other)
-    assert start(own_places) == ("clone", "")
-    assert template(own_places) == made
-    assert json.loads((made / "template.json").read_text())["boot"] != "another"
-
-
-def test_another_qemu_gets_another_template(
-    armv5l_image: Image, own_places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert start(own_places) == ("clone", "")
-    (tmp_path / "qemu-system-arm").write_bytes(b"as after an upgrade")
-    monkeypatch.setattr(
-        "guestctl.template.qemu_program", lambda _t: str(tmp_path / "qemu-system-arm")
-    )
-    assert start(own_places) == ("clone", "")
-    assert len(list((own_places.cache / "templates").glob("*/template.json"))) == 2
-
-
-def spoil(made: Path) -> None:
-    """Damage that no look at the files can find."""
-    state = made / "state"
-    data = state.read_bytes()
-    state.chmod(0o600)
-    state.write_bytes(data[:2000] + bytes(len(data) - 2000))
-    facts = json.loads((made / "template.json").read_text())
-    info = state.stat()
-    facts["state"] = [info.st_ino, info.st_size, info.st_mtime_ns]
-    (made / "template.json").write_text(json.dumps(facts))
-
-
-def test_a_clone_that_does_not_come_boots(armv5l_image: Image, own_places: Places) -> None:
-    assert start(own_places) == ("clone", "")
-    made = template(own_places)
-    spoil(made)
-    way, reason = start(own_places)
-    assert way == "cold"
-    assert reason.startswith("a clone did not come: ")
-    # It was good once: the next pool makes another.
-    assert start(own_places) == ("clone", "")
-    spoil(template(own_places))
-    (made / "proven").unlink()
-    assert start(own_places)[0] == "cold"
-    # One that was never good is not tried again.
-    way, again = start(own_places)
-    assert (way, again) == ("cold", reason)
-    assert not made.exists()
-
-
-UP = (
-    "import sys; from pathlib import Path; from guestctl import Pool; "
-    "from guestctl.places import Places; places = Places(*map(Path, sys.argv[1:])); "
-    "pool = Pool('armv5l', 1, places=places); print(pool.status()[0]['start']); pool.down()"
-)
-
-
-def up(places: Places) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-c", UP, *astuple(places)]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE)
-
-
-def test_two_at_once_make_one(armv5l_image: Image, own_places: Places) -> None:
-    for process in [up(own_places) for _ in range(2)]:
-        out, _ = process.communicate(timeout=120)
-        assert out == b"clone\n"
-    assert len(list((own_places.cache / "templates").glob("*/template.json"))) == 1
-
-
-def test_killed_while_it_makes_one(armv5l_image: Image, own_places: Places) -> None:
-    process = up(own_places)
-    templates = own_places.cache / "templates"
-    deadline = time.monotonic() + 60
-    while not list(templates.glob(".*/console.log")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert not list(templates.glob("*/template.json"))
-    assert start(own_places) == ("clone", "")
-    assert not list(templates.glob(".*/*"))

@@ -13,7 +13,8 @@ import pytest
 from guestctl import GuestLost, Pool
 from guestctl.image import Image
 from guestctl.places import Places
-from guestctl.rundir import GuestDir, PoolDir, bound_socket
+from guestctl.rundir import GuestDir, PoolDir
+from guestctl.sockets import bound_socket
 from tests.agent import client as wire
 from tests.agent.client import frame, record
 from tests.agent.hostile import Hostile, Script

@@ -142,10 +142,11 @@ def test_attaching_is_quick_after_somebody_else(pool: Pool) -> None:
 
 
 def test_print_qemu_starts_nothing(armv5l_image: Image) -> None:
-    done = guestctl("pool", "up", "--arch", "armv5l", "--name", "nothing", "--print-qemu")
+    name = f"nothing-{os.getpid()}"
+    done = guestctl("pool", "up", "--arch", "armv5l", "--name", name, "--print-qemu")
     assert b"qemu-system-arm" in done.stdout
     assert b"nothing" not in guestctl("pool", "list").stdout
-    assert not own_shares(Places.of_user().cache, "nothing").exists()
+    assert not own_shares(Places.of_user().cache, name).exists()
 
 
 BAD = {

@@ -21,8 +21,9 @@ from guestctl.errors import GuestHung
 from guestctl.image import Image
 from guestctl.places import Places
 from guestctl.qemu.accel import Acceleration
-from guestctl.rundir import GuestDir, connected_socket
+from guestctl.rundir import GuestDir
 from guestctl.soak.leaks import left_of_pool
+from guestctl.sockets import connected_socket
 from guestctl.spec import GuestSpec
 from guestctl.tree.dirt import dirt_of
 from tests.fairness import Fair

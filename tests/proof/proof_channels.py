@@ -17,9 +17,11 @@ TITLE = "The guest suite over the network and over a serial line"
 LEFT_OUT = {
     "tcp": {
         "tests/guest/test_clones.py": "only guests with a virtio channel are cloned",
+        "tests/guest/test_templates.py": "only guests with a virtio channel are cloned",
     },
     "serial": {
         "tests/guest/test_clones.py": "only guests with a virtio channel are cloned",
+        "tests/guest/test_templates.py": "only guests with a virtio channel are cloned",
         "tests/guest/test_commands.py::test_a_hundred_megabytes_come_back_as_they_went": (
             "100 MB each way at the speed of an emulated UART"
         ),
