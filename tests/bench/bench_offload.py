@@ -38,7 +38,7 @@ from tests.bench.compiling import (
     tarballs,
 )
 
-USUAL = ("lua", "hello", "tinyxml2")
+USUAL = ("lua", "hello", "hello-sh", "tinyxml2")
 TOGETHER = ("lua", "zlib", "tinyxml2", "bzip2")
 SLOW = ("qemu-user", "guest")  # never measured more than once
 
@@ -79,6 +79,7 @@ LIMITS = (
     Limit("lua: offload against cross", ratio("lua", "offload", "cross"), most=1.5),
     Limit("tinyxml2: offload against cross", ratio("tinyxml2", "offload", "cross"), most=2),
     Limit("hello: offload against cross", ratio("hello", "offload", "cross"), most=6),
+    Limit("hello-sh: offload against cross", ratio("hello-sh", "offload", "cross"), most=6),
     Limit("hello: qemu-user against offload", ratio("hello", "qemu-user", "offload"), least=2.5),
     Limit("lua, make: distcc against offload", make_ratio("lua", "distcc", "offload"), least=4),
     Limit("lua, make: guest alone against distcc", make_ratio("lua", "guest", "distcc"), least=5),

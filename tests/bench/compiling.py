@@ -61,6 +61,13 @@ PACKAGES = {
         ("./configure -q", "make -s -j{jobs}"),
         (f"./configure -q --host={CROSS}", "make -s -j{jobs}"),
     ),
+    # Autoconf's own variable: without it, configure looks for a shell that knows $LINENO, which
+    # Debian's dash does not, and runs itself again in bash.
+    "hello-sh": Package(
+        "hello",
+        ("CONFIG_SHELL=/bin/sh ./configure -q", "make -s -j{jobs}"),
+        (f"CONFIG_SHELL=/bin/sh ./configure -q --host={CROSS}", "make -s -j{jobs}"),
+    ),
     "tinyxml2": Package(
         "tinyxml2",
         ("make -s -j{jobs} staticlib xmltest",),
@@ -81,15 +88,16 @@ PACKAGES = {
 
 def tarballs(names: Iterable[str], places: Places) -> dict[str, Path]:
     """The locked sources of packages."""
-    wanted = {PACKAGES[name].source: name for name in names}
+    wanted = {name: PACKAGES[name].source for name in names}
     entries = [
         entry
         for lock in _LOCKS
         for entry in parse_lock(lock.read_text(), str(lock))
-        if entry.name in wanted
+        if entry.name in wanted.values()
     ]
     files = Archive(places.cache / "packages", suites=SUITES).fetch(entries)
-    return {wanted[entry.name]: path for entry, path in files.items()}
+    by_source = {entry.name: path for entry, path in files.items()}
+    return {name: by_source[source] for name, source in wanted.items()}
 
 
 def by_cross(name: str, tarball: Path, jobs: int) -> list[float]:
