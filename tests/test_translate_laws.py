@@ -192,8 +192,10 @@ for word, one, other in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3], stri
 def test_staged_on_one_machine_and_collected_on_another(tmp_path):
     """Locale, time zone, umask, processors, hashes, file system: nothing of these shows in it."""
     chance = random.Random(3)
-    wanted = [*every_type(), Member("large", data=chance.randbytes(5 << 18)), directory("m")]
-    wanted += [Member(f"m/{n}\udcff", data=chance.randbytes(n)) for n in range(300)]
+    # Without attributes, which tmpfs has since Linux 6.6 only.
+    wanted = [member for member in every_type() if "attribute" not in member.name]
+    wanted += [Member("large", data=chance.randbytes(9 << 17)), directory("m")]
+    wanted += [Member(f"m/{n}\udcff", data=chance.randbytes(n)) for n in range(200)]
     (tmp_path / "s.tar").write_bytes(tar_bytes(wanted))
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         trees = [Path(memory, "tree"), tmp_path / "tree"]
