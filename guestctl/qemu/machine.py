@@ -168,10 +168,13 @@ def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
 
 
 def _disk(name: str, path: str, options: str) -> list[str]:
+    """A clone is taken for a guest that came from another host, whose pages of the image may be old:
+    but for `drop-cache` all of it would be read anew, for all guests."""
     escaped = path.replace(",", ",,")
     return [
         "-blockdev",
-        f"driver=raw,node-name={name},file.driver=file,file.filename={escaped}{options}",
+        f"driver=raw,node-name={name},file.driver=file,file.filename={escaped}"
+        f",file.drop-cache=off{options}",
         "-device",
         f"virtio-blk-pci,drive={name},serial={name}",
     ]
