@@ -168,8 +168,8 @@ def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
 
 
 def _disk(name: str, path: str, options: str) -> list[str]:
-    """A clone is taken for a guest that came from another host, whose pages of the image may be old:
-    but for `drop-cache` all of it would be read anew, for all guests."""
+    """A clone is taken for a guest from another host, for which pages of the image may be old: but
+    for `drop-cache` all of it would be read anew, for all guests."""
     escaped = path.replace(",", ",,")
     return [
         "-blockdev",
