@@ -34,6 +34,7 @@ _LIMIT = 3600
 def suite(channel: str, report: Path) -> None:
     """Runs it; what fails does not stop it, and is told by its report."""
     argv = [sys.executable, "-m", "pytest", "-q", "tests/guest", f"--junit-xml={report}"]
+    argv += ["--numprocesses", "3"]
     for left_out in LEFT_OUT[channel]:
         argv += ["--deselect" if "::" in left_out else "--ignore", left_out]
     with open(report.with_suffix(".log"), "wb") as log:
