@@ -23,8 +23,9 @@ __all__ = ["PIPE", "Host", "Process"]
 # As with subprocess: `stdin=PIPE` gives the process a writer of its own.
 PIPE = -1
 
-# How long a killed command may take to be gone, before the guest counts as lost.
-_KILL_GRACE = 30.0
+# How long a killed command may take to be gone, before the guest counts as lost: a fork bomb in an
+# emulated guest of a busy host takes half of it.
+_KILL_GRACE = 60.0
 # The shortest time without a sign of life after which a guest counts as hung.
 _HUNG_LEAST = 5.0
 # A wait that ends so much later than it should was not the guest's doing.

@@ -40,7 +40,7 @@ def ours(armv5l_image: Image, places: Places) -> Iterator[Pool]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes up to half a minute takes seconds."""
+    """What takes up to a minute takes seconds."""
     monkeypatch.setattr("guestctl.process._HUNG_LEAST", 1.0)
     monkeypatch.setattr("guestctl.process._KILL_GRACE", 2.0)
     monkeypatch.setattr("guestctl.leasing._GREETING", 2.0)
