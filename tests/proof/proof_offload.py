@@ -56,9 +56,8 @@ PACKAGES = {
     ),
     "tinyxml2-g": Package("tinyxml2", "C++, cmake, -g", _CMAKE.format(kind="RelWithDebInfo")),
     "bzip2": Package("bzip2", "C, plain make, -g", "make -j$JOBS bzip2", "make test"),
-    "libyaml": Package(
-        "libyaml", "C, autotools, -g", "./configure -q && make -s -j$JOBS",
-        "make -s check",
+    "hello": Package(
+        "hello", "C, autotools, -g", "./configure -q && make -s -j$JOBS", "make -s check"
     ),
     "pugixml": Package("pugixml", "C++, cmake", _CMAKE.format(kind="Release")),
 }  # fmt: skip
