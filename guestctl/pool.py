@@ -52,13 +52,16 @@ class Pool:
     ) -> None:
         """Brings the pool up and returns when all its guests are ready.
 
-        `options` are the further fields of PoolOptions. `forks`: the supervisors may be forks of
-        this process, which is quicker, but they keep what it holds in memory. Without a name it
-        gets a new one, and lives no longer than this process. Raises UsageError, HostLacks,
-        ImageError, ShareError, PoolError, and GuestLost when a guest does not boot.
+        `options` are the further fields of PoolOptions; folders may be Path objects.
+        `forks`: the supervisors may be forks of this process, which is quicker, but they keep what
+        it holds in memory. Without a name it gets a new one, and lives no longer than this process.
+        Raises UsageError, HostLacks, ImageError, ShareError, PoolError, and GuestLost when a guest
+        does not boot.
         """
         self._places = places or Places.of_user()
-        self._options = PoolOptions(arch, size, **options)
+        # They are kept as JSON.
+        paths = {name: os.fspath(v) for name, v in options.items() if isinstance(v, os.PathLike)}
+        self._options = PoolOptions(arch, size, **{**options, **paths})
         self._dir = PoolDir.named(self._places.runtime, name or f"{arch}-{os.urandom(4).hex()}")
         self._progress = progress or (lambda _text: None)
         self._forks = forks

@@ -115,7 +115,7 @@ def test_as_many_as_were_asked_for(armv5l_image: Image, places: Places, tmp_path
         Pool("armv5l", 1, places=places, spares=-1)
     parent = tmp_path / "trees"
     parent.mkdir()
-    options = {"places": places, "share": str(parent)}
+    options = {"places": places, "share": parent}
     with Pool("armv5l", 1, **options) as pool, pool.lease(DEADLINE, fresh=True):
         assert pool.spares()["wanted"] == 0
         assert len(pool.status()) == 1
