@@ -8,6 +8,7 @@ port and its socket, with nothing of ours between. Medians of rounds that altern
 from __future__ import annotations
 
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -34,9 +35,10 @@ ARCH = "armv5l"
 ROUNDS = 3
 PINGS = 100
 MIB = 1 << 20
-# MiB that take a second or so.
-SIZES = {"virtio": 64, "tcp": 32, "serial": 1}
+# Bytes that take a second or some. A serial line makes runs of zeros short, so they are noise.
+SIZES = {"virtio": 64 << 20, "tcp": 32 << 20, "serial": 128 << 10}
 RAW_PORT = b"/dev/vport0p2"
+KEPT = b"/tmp/noise"
 PATH = b"PATH=/usr/lib/guestctl/static:/usr/bin:/bin"
 
 
@@ -96,40 +98,45 @@ class Bench:
 
     # --- each gives MiB/s -------------------------------------------------------------------
 
-    def out(self, size: int) -> float:
+    def out(self, noise: bytes) -> float:
+        """Of what `keep` has put there."""
         sink = _Count()
         begin = time.monotonic()
-        self.start(b"dd", b"if=/dev/zero", b"bs=64k", b"count=%d" % (size * 16), out=sink).wait()
-        assert sink.size == size * MIB
-        return size / (time.monotonic() - begin)
+        self.start(b"dd", b"if=" + KEPT, b"bs=64k", out=sink).wait()
+        assert sink.size == len(noise)
+        return len(noise) / MIB / (time.monotonic() - begin)
 
-    def into(self, size: int) -> float:
+    def into(self, noise: bytes) -> float:
         begin = time.monotonic()
-        done = self.start(b"dd", b"of=/dev/null", b"bs=64k", stdin=bytes(size * MIB)).wait()
-        assert done.status == 0
-        return size / (time.monotonic() - begin)
+        self._fed(b"/dev/null", noise)
+        return len(noise) / MIB / (time.monotonic() - begin)
 
-    def raw_out(self, size: int) -> float:
+    def keep(self, noise: bytes) -> None:
+        self._fed(KEPT, noise)
+
+    def _fed(self, path: bytes, data: bytes) -> None:
+        assert self.start(b"dd", b"of=" + path, b"bs=64k", stdin=data).wait().status == 0
+
+    def raw_out(self, noise: bytes) -> float:
         assert self.raw is not None
         begin = time.monotonic()
-        count = b"count=%d" % (size * 16)
-        running = self.start(b"dd", b"if=/dev/zero", b"of=" + RAW_PORT, b"bs=64k", count)
-        left = size * MIB
+        running = self.start(b"dd", b"if=" + KEPT, b"of=" + RAW_PORT, b"bs=64k")
+        left = len(noise)
         while left:
             left -= len(self.raw.recv(1 << 18))
         seconds = time.monotonic() - begin
         running.wait()
-        return size / seconds
+        return len(noise) / MIB / seconds
 
-    def raw_into(self, size: int) -> float:
+    def raw_into(self, noise: bytes) -> float:
         assert self.raw is not None
         begin = time.monotonic()
         # A port reads 4 KiB at a time, and head ends without an end of file.
-        running = self.start(b"sh", b"-c", b"head -c %d %s >/dev/null" % (size * MIB, RAW_PORT))
+        running = self.start(b"sh", b"-c", b"head -c %d %s >/dev/null" % (len(noise), RAW_PORT))
         self.raw.settimeout(60)
-        self.raw.sendall(bytes(size * MIB))
+        self.raw.sendall(noise)
         running.wait()
-        return size / (time.monotonic() - begin)
+        return len(noise) / MIB / (time.monotonic() - begin)
 
     def latency(self) -> float:
         return statistics.median(self.agent.ping(30) for _ in range(PINGS)) * 1000
@@ -148,19 +155,20 @@ def guest(channel: str) -> Iterator[Bench]:
 def main() -> None:
     image.build(ARCH, cache_dir=Places.of_user().cache)
     for channel in CHANNELS:
-        size = SIZES[channel]
+        noise = random.Random(1).randbytes(SIZES[channel])
         with guest(channel) as made:
+            made.keep(noise)
             works = {"out": made.out, "in": made.into}
             if made.raw is not None:
                 works |= {"raw out": made.raw_out, "raw in": made.raw_into}
             rates: dict[str, list[float]] = {name: [] for name in works}
             for _ in range(ROUNDS):
                 for name, work in works.items():
-                    rates[name].append(work(size))
+                    rates[name].append(work(noise))
             middle = {name: statistics.median(found) for name, found in rates.items()}
             ping = made.latency()
         for name in ("out", "in"):
-            line = f"{channel:8} {name:4} {middle[name]:8.1f} MiB/s"
+            line = f"{channel:8} {name:4} {middle[name]:8.3g} MiB/s"
             if f"raw {name}" in middle:
                 raw = middle[f"raw {name}"]
                 line += f"   {middle[name] / raw:5.2f} of the raw port's {raw:.1f}"
