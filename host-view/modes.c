@@ -17,7 +17,7 @@
 #include "fail.h"
 #include "paths.h"
 
-enum { LINKS_MAX = 40 };
+enum { LINKS_MAX = 40, TURNS_MAX = 1000 };
 
 static struct {
 	char *path;
@@ -51,15 +51,24 @@ static uint32_t guest_mode(const struct job *job, uint32_t tree, int folder, con
 	return mode;
 }
 
-/* The folder of a path as the tool would find it, by way of links. -1 with errno. */
+/*
+ * The folder of a path as the tool would find it, by way of links. -1 with errno. The kernel gives
+ * up with EAGAIN where something was renamed or mounted, anywhere, while it went through a "..".
+ */
 static int open_as_seen(int root, const char *path)
 {
 	struct open_how how = {
 		.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
 		.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
 	};
+	int fd, turn;
 
-	return (int)syscall(SYS_openat2, root, *path ? path : "/", &how, sizeof(how));
+	for (turn = 0; turn < TURNS_MAX; turn++) {
+		fd = (int)syscall(SYS_openat2, root, *path ? path : "/", &how, sizeof(how));
+		if (fd >= 0 || errno != EAGAIN)
+			break;
+	}
+	return fd;
 }
 
 /* Make `path`, which has a slash, the real one of the file below /m that it leads to. */

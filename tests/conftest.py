@@ -63,9 +63,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Processes that share the tests have pools, locks and slots of their own."""
-    # What a shell starts in the background, it starts with Ctrl-C ignored, and so are our children.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What a shell starts in the background, it starts with Ctrl-C ignored, nohup with SIGHUP, and
+    # our children would have it so too.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
     config.stash[_RUNTIMES] = []
     given = getattr(config, "workerinput", {})
     if "runtime" in given:

@@ -324,9 +324,9 @@ def _to_file(dir_fd: int, name: bytes, shown: str, threads: int) -> Iterator[Sin
         os.rename(aside, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         os.fsync(dir_fd)
     except BaseException:
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.unlink(aside, dir_fd=dir_fd)
+        # Whether or not `fd` says that it was made: Ctrl-C may come between the two.
+        with contextlib.suppress(OSError):
+            os.unlink(aside, dir_fd=dir_fd)
         raise
     finally:
         if sink:
