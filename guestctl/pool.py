@@ -265,7 +265,8 @@ def _sweep(places: Places) -> None:
 
 def _for_one_command(pool: PoolDir) -> bool:
     """Whether it is gone with the process that made it, which leases its only guest."""
-    return pool.owner() is not None and bool(pool.spec().get("options", {}).get("single"))
+    spec = pool.spec()
+    return bool(spec.get("leashed") and spec["options"]["single"])
 
 
 def only_pool(places: Places, *, to_lease: bool = False) -> str:

@@ -131,7 +131,7 @@ def test_who_waits_is_told_and_takes_no_guest_of_anothers_only_command(
 
 def test_stdin_goes_through_run(pool: Pool) -> None:
     argv = [sys.executable, "-m", "guestctl", "run", "--name", pool.name, "--", "wc", "-c"]
-    # A serial line takes half a minute for it, on a machine that has nothing else to do.
+    # An emulated serial line takes up to a minute for it, on a busy machine.
     done = subprocess.run(
         argv, input=b"x" * 1_000_000, capture_output=True, timeout=300, check=True
     )
