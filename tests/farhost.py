@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from guestctl.offload import CompileHost
+from tests.fairness import until
 
 CROSS = "arm-linux-gnueabi"
 
@@ -61,13 +63,23 @@ class FarHost:
                 time.sleep(0.02)
 
     def stop(self, number: int = signal.SIGKILL) -> None:
-        """Ends it with all its children, or only stops them all."""
+        """Ends it with all its children, or only stops them all. Where one of them has not died
+        yet, its port still takes connections and resets them: ended is when it refuses.
+        """
         if self._server is None:
             return
         os.killpg(self._server.pid, number)
         if number == signal.SIGKILL:
             self._server.wait(30)
             self._server = None
+            until(self._refuses)
+
+    def _refuses(self) -> bool:
+        try:
+            socket.create_connection((self.host.address, self.host.port), timeout=1).close()
+        except OSError as error:
+            return error.errno == errno.ECONNREFUSED
+        return False
 
     def served(self) -> int:
         """How many compilations it says that it has done."""
