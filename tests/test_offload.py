@@ -499,8 +499,10 @@ def test_slots_are_shared_between_guests(tmp_path: Path) -> None:
     guests = {name: Slots(tmp_path, 2) for name in turns}
     lock = threading.Lock()
     enough = threading.Event()
+    everybody = threading.Barrier(8)
 
     def work(name: str) -> None:
+        everybody.wait(FOREVER)
         while not enough.is_set():
             with guests[name].taken():
                 time.sleep(0.001)

@@ -1,7 +1,8 @@
 """How many tools run at once on this host, for all guests of a user together, and elsewhere.
 
 A slot is a file, and whoever holds its lock uses it: a killed process gives it back. A compile host
-has slots of its own here, as many as it takes compilations.
+has slots of its own here, as many as it takes compilations. Who waits holds the lock of one more
+file together with all others who do, so that whoever comes sees that it is not the first.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from guestctl.rundir import flocked
 
 __all__ = ["Slot", "Slots"]
 
+_WAITING = "waiting"
 _POLL = 0.003
 _DEADLINE = 600.0
 _TRIES = 4  # slots elsewhere that are looked at in one turn
@@ -69,14 +71,30 @@ class Slots:
         self, deadline: float, elsewhere: Sequence[CompileHost]
     ) -> tuple[int, CompileHost | None]:
         others = [(host, name) for host in elsewhere for name in self._names(host)]
-        # Everybody waits alike, so that no guest has more than its share in the long run.
-        while True:
-            here = [(None, name) for name in random.sample(self._names(None), self.count)]
-            there = random.sample(others, min(_TRIES, len(others)))
-            for host, name in (*here, *there):
-                handle = flocked(self._folder / name)
-                if handle is not None:
-                    return handle, host
-            if time.monotonic() > deadline:
-                raise OffloadError("no slot became free")
-            time.sleep(_POLL)
+        waiting: int | None = None
+        try:
+            while True:
+                # Everybody waits alike, so that no guest has more than its share in the long run;
+                # and whoever gives a slot back and wants it again comes after those who wait.
+                if waiting is not None or not self._others_wait():
+                    here = [(None, name) for name in random.sample(self._names(None), self.count)]
+                    there = random.sample(others, min(_TRIES, len(others)))
+                    for host, name in (*here, *there):
+                        handle = flocked(self._folder / name)
+                        if handle is not None:
+                            return handle, host
+                if time.monotonic() > deadline:
+                    raise OffloadError("no slot became free")
+                if waiting is None:
+                    waiting = flocked(self._folder / _WAITING, shared=True)
+                time.sleep(_POLL)
+        finally:
+            if waiting is not None:
+                os.close(waiting)
+
+    def _others_wait(self) -> bool:
+        """Somebody does, or looks at this very moment, too."""
+        handle = flocked(self._folder / _WAITING)
+        if handle is not None:
+            os.close(handle)
+        return handle is None
