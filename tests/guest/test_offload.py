@@ -7,10 +7,12 @@ and status must be the same, byte for byte.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,29 +36,31 @@ NATIVE = "PATH=/usr/lib/guestctl/static:/usr/local/bin:/usr/bin:/bin"
 # Seconds that the guest's own tools may take, for what they have not done before.
 NATIVE_MOST = 1500
 
-SOURCES = r"""
-mkdir -p sub real
-cat >a.c <<'X'
+A_C = """\
 #include <stdio.h>
 #include "a.h"
 int twice(int x) { return 2 * x + A; }
 #ifdef MAIN
-int main(int n, char **v) { printf("%s %d\n", __FILE__, twice(n)); return 0; }
+int main(int n, char **v) { printf("%s %d\\n", __FILE__, twice(n)); return 0; }
 #endif
-X
-echo '#define A 1' >real/a.h
-ln -sf real/a.h a.h
-ln -sfn ../real sub/linked
-echo 'int main(void) { extern int twice(int); return twice(20) - 41; }' >m.c
-printf 'int broken(void) { return nothing }\n' >e.c
-printf 'int unused(void) { int x; return 0; }\n' >w.c
-printf '#include "missing.h"\n' >h.c
-printf '.globl f\nf: bx lr\n.ident "by hand"\n' >s.s
-printf '#define R bx lr\n.globl g\ng: R\n' >t.S
-printf '#include <vector>\nint f(int n) { std::vector<int> v(n); return v.size(); }\n' >c.cc
-printf -- '-O1 -c "a.c"\n-o at.o\n' >args
-cp a.c 'with space.c'; cp a.c "$(printf 'n\377.c')"
 """
+# Text: a file of it; a path: a link to it.
+SOURCES: dict[str, str | Path] = {
+    "a.c": A_C,
+    "with space.c": A_C,
+    os.fsdecode(b"n\377.c"): A_C,
+    "real/a.h": "#define A 1\n",
+    "a.h": Path("real/a.h"),
+    "sub/linked": Path("../real"),
+    "m.c": "int main(void) { extern int twice(int); return twice(20) - 41; }\n",
+    "e.c": "int broken(void) { return nothing }\n",
+    "w.c": "int unused(void) { int x; return 0; }\n",
+    "h.c": '#include "missing.h"\n',
+    "s.s": '.globl f\nf: bx lr\n.ident "by hand"\n',
+    "t.S": "#define R bx lr\n.globl g\ng: R\n",
+    "c.cc": "#include <vector>\nint f(int n) { std::vector<int> v(n); return v.size(); }\n",
+    "args": '-O1 -c "a.c"\n-o at.o\n',
+}
 
 # One call a line, each a shell command in a folder of its own with the sources. Those with ~ have
 # parts that the host leaves to the guest.
@@ -108,23 +112,57 @@ seq 3 | while read x; do gcc -c a.c; echo $x; done
 """
 
 
-def digest_script(calls: Sequence[str]) -> str:
-    """A shell script that runs each call in a fresh folder and prints all that came of it."""
-    body = []
-    for call in calls:
-        body.append(
-            f"rm -rf w && cp -a src w && cd w\n(\n{call}\n) >../out 2>../err; echo '==' $?\n"
-            "sed 's/^/o /' ../out; sed 's/^/e /' ../err\n"
-            "find . -type l -printf '%p %l\\n' -o -type f -printf '%p %m %n\\n' | sort\n"
-            "find . -type f -exec sha256sum {} + | sort -k2; cd ..\n"
-        )
-    return f"mkdir -p /work/t/src && cd /work/t/src\n{SOURCES}\ncd ..\n{''.join(body)}"
+def sources(folders: Sequence[str]) -> io.BytesIO:
+    """A tarball with all sources in each of the folders."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for folder in folders:
+            for name, what in SOURCES.items():
+                entry = tarfile.TarInfo(f"{folder}/{name}")
+                if isinstance(what, Path):
+                    entry.type, entry.linkname = tarfile.SYMTYPE, str(what)
+                    tar.addfile(entry)
+                else:
+                    entry.size = len(what)
+                    tar.addfile(entry, io.BytesIO(what.encode()))
+    archive.seek(0)
+    return archive
 
 
-def outcomes(output: bytes) -> list[str]:
-    """One for each call; names of temporary files differ each time."""
-    text = re.sub(rb"/tmp/cc\w{6}", b"/tmp/ccXXXXXX", output).decode(errors="backslashreplace")
-    return re.split(r"^== ", text, flags=re.MULTILINE)[1:]
+def digest_script(calls: Sequence[str], first: int = 0) -> str:
+    """A shell script that runs each call in a folder with the sources, named by its number, and
+    then prints all that came of them, each line with the number of its call."""
+    body = [
+        f"cd {number}\n(\n{call}\n) >../out.{number} 2>../err.{number}\n"
+        f"echo $? >../status.{number}; cd ..\n"
+        for number, call in enumerate(calls, first)
+    ]
+    return (
+        f"cd /work/t\n{''.join(body)}grep -a '' status.* out.* err.*\n"
+        "find * -type l -printf '%p %l\\n' -o -type f -printf '%p %m %n %s\\n'\n"
+        "find [0-9]* -type f -exec sha256sum {} +\n"
+    )
+
+
+# What a line belongs to, after the checksum that it may begin with.
+_OF_CALL = re.compile(rb"(?:[0-9a-f]{64} [ *])?(?:(status|out|err)\.)?(\d+)[/: ]?")
+
+
+def outcomes(output: bytes) -> dict[int, list[str]]:
+    """For each call its status, what it said, and all its files; names of temporary files differ
+    each time."""
+    text = re.sub(rb"/tmp/cc\w{6}", b"/tmp/ccXXXXXX", output)
+    found: dict[int, list[str]] = {}
+    for line in text.splitlines():
+        of = _OF_CALL.match(line)
+        assert of is not None, line
+        found.setdefault(int(of[2]), []).append(line.decode(errors="backslashreplace"))
+    # Lines that a call has said are in their order; files come in any.
+    return {number: sorted(lines, key=_file) for number, lines in found.items()}
+
+
+def _file(line: str) -> str:
+    return "" if re.match(r"(status|out|err)\.\d+:", line) else line
 
 
 @pytest.fixture
@@ -162,18 +200,32 @@ def native(guest: Guest, places: Places, *scripts: str) -> list[bytes]:
 
 
 @pytest.mark.timeout(NATIVE_MOST)
-def test_every_call_has_the_guests_own_outcome(
-    guest: Guest, calls: Callable[[], list[Entry]], places: Places
-) -> None:
+def test_every_call_has_the_guests_own_outcome(offload_pool: Pool, places: Places) -> None:
     lines = CALLS.strip().splitlines()
     plain = [line.removeprefix("~") for line in lines]
-    fast = outcomes(guest.run(["bash", "-c", digest_script(plain)], timeout=600).check().stdout)
-    made = calls()
-    parts = [digest_script(plain[at : at + 8]) for at in range(0, len(plain), 8)]
-    slow = outcomes(b"".join(native(guest, places, *parts)))
-    assert len(fast) == len(slow) == len(lines)
-    for line, ours, theirs in zip(lines, fast, slow, strict=True):
-        assert ours == theirs, line
+    parts = []
+    for at in range(0, len(plain), 8):
+        script = digest_script(plain[at : at + 8], at)
+        numbers = " ".join(str(number) for number in range(at, min(at + 8, len(plain))))
+        copy = f"for n in {numbers}; do cp -dR ../src $n || exit 1; done"
+        parts.append(f"rm -rf /work/t; mkdir /work/t; cd /work/t; {copy}\n{script}")
+    with offload_pool.lease(timeout=60) as guest:
+        with guest.mounted():
+            guest.run(["sh", "-c", "rm -rf /work/*"], timeout=60).check()
+        folders = ["src", *(f"t/{number}" for number in range(len(lines)))]
+        stage(sources(folders), guest.work)
+        assert guest.offload is not None
+        before = len(read_ledger(guest.offload.ledger.path))
+        with guest.mounted():
+            run = guest.run(["bash", "-c", digest_script(plain)], timeout=600)
+            settle(guest)
+            made = read_ledger(guest.offload.ledger.path)[before:]
+            answers = native(guest, places, *parts)
+    fast = outcomes(run.check().stdout)
+    slow = outcomes(b"".join(answers))
+    assert sorted(fast) == sorted(slow) == list(range(len(lines)))
+    for number, line in enumerate(lines):
+        assert fast[number] == slow[number], line
     # And it was the host that did it.
     left = [line for line in lines if line.startswith("~")]
     local = [" ".join(entry.argv) for entry in made if entry.where != "offload"]
