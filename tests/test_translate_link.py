@@ -142,12 +142,22 @@ def test_every_type_is_linked(tmp_path: Path, own_cache: Path, model: str) -> No
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(folders(), folders(), st.sampled_from(MODELS), st.sampled_from(["", "in/side"]))
+@given(
+    folders(),
+    folders(),
+    st.sampled_from(MODELS),
+    st.sampled_from(["", "in/side"]),
+    st.sampled_from([1, 1 << 40]),
+)
 def test_links_are_what_copies_are(
-    first: list[Member], second: list[Member], model: str, into: str
+    first: list[Member], second: list[Member], model: str, into: str, many: int
 ) -> None:
     """Two artifacts merged into one tree: with links the same comes out, or the same error."""
-    with tempfile.TemporaryDirectory() as place:
+    with (
+        tempfile.TemporaryDirectory() as place,
+        pytest.MonkeyPatch.context() as patched,
+    ):
+        patched.setattr(unpacked, "_MANY", many)
         folder = Path(place)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         ways: dict[bool, object] = {}
@@ -203,6 +213,102 @@ def test_collisions_are_those_of_plain_stage(tmp_path: Path, own_cache: Path) ->
     for tree, link in ((tmp_path / "plain", False), (tmp_path / "links", True)):
         with pytest.raises(ArchiveError, match="not empty"):
             stage(full, tree, link=link)
+
+
+def nested(attributes: tuple[tuple[str, str], ...] = ()) -> list[Member]:
+    """Folders in folders, some of which no member names, and some of which are empty."""
+    wanted = [directory("top", 0o2770, uid=3, pax=attributes, mtime=1_500_000_000)]
+    for n in range(40):
+        wanted.append(directory(f"top/{n % 4}/{n}", 0o700 + n, pax=attributes, mtime=10**9 + n))
+        wanted.append(directory(f"top/{n % 4}/{n}/empty", 0o711, mtime=7))
+        wanted += [Member(f"top/{n % 4}/{n}/deep/er/f{i}", data=b"%d" % i) for i in range(n % 5)]
+    return wanted
+
+
+def times(tree: Path) -> dict[bytes, int]:
+    """Of all but the root; of a folder that was there before and is not named it is today's."""
+    return {e.path: min(e.mtime, LATEST * 10**9) for e in list_tree(tree) if e.path}
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize("model", MODELS)
+def test_folders_in_folders(tmp_path: Path, model: str) -> None:
+    """Into a tree that has nothing, some and all of them; times of folders are the archive's."""
+    source = archive(tmp_path / "nested.tar", *nested((("SCHILY.xattr.user.of", "folder"),)))
+    some = archive(
+        tmp_path / "some.tar", directory("top/1", 0o750), Member("top/2/2/deep/other", data=b"o")
+    )
+    for name in ("plain", "links"):
+        link = name == "links"
+        stage(source, tmp_path / name, security_model=model, link=link)
+        stage(some, tmp_path / f"some-{name}", security_model=model)
+        stage(source, tmp_path / f"some-{name}", link=link)
+        stage(source, tmp_path / f"in-{name}", into="a/b", link=link, security_model=model)
+        stage(source, tmp_path / f"in-{name}", into="a", link=False)
+    for prefix in ("", "some-", "in-"):
+        one, other = tmp_path / f"{prefix}links", tmp_path / f"{prefix}plain"
+        same(one, other)
+        assert times(one) == times(other)
+        assert tree_state(one).links and not tree_state(other).links
+        assert {p.stat().st_mode & 0o777 for p in one.rglob("*") if p.is_dir()} == {0o700}
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_folder_that_cannot_have_its_attributes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is warned of, and all the rest is there."""
+    source = archive(tmp_path / "nested.tar", *nested((("SCHILY.xattr.user.of", "folder"),)))
+    linked(source, tmp_path / "one")
+    setxattr = os.setxattr
+
+    def full(path: int, name: bytes, *rest: object) -> None:
+        if name == b"user.of":
+            raise OSError(errno.ENOSPC, "no space left")
+        setxattr(path, name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "setxattr", full)
+    warnings = stage(source, tmp_path / "links", link=True).warnings
+    assert len(warnings) == 41 and all("user.of is lost" in line for line in warnings)
+    monkeypatch.undo()
+    assert listed(tmp_path / "links") == listed(tmp_path / "one")
+    assert not check(tmp_path / "links")
+
+
+@pytest.mark.usefixtures("processes")
+def test_metadata_that_belongs_to_nothing_is_replaced(tmp_path: Path) -> None:
+    """As a guest may leave it: it is in the way of folders that are not there."""
+    source = archive(tmp_path / "nested.tar", *nested())
+    for name in ("plain", "links"):
+        meta = tmp_path / name / ".virtfs_metadata"
+        meta.mkdir(parents=True, mode=0o700)
+        meta.parent.chmod(0o700)
+        (meta / "top").write_text("virtfs.uid=77\n")
+        stage(source, tmp_path / name, link=name == "links")
+    same(tmp_path / "links", tmp_path / "plain")
+    assert tree_state(tmp_path / "links").links
+
+
+@pytest.mark.usefixtures("processes")
+def test_copied_over_what_was_linked(tmp_path: Path, own_cache: Path) -> None:
+    """A leaf that the cache lacks is found late: folders that no member names are whole still."""
+    source = archive(tmp_path / "nested.tar", *nested())
+    stage(source, tmp_path / "plain")
+    linked(source, tmp_path / "one")
+    next(own_cache.glob("*/tree/top/3/39/deep/er/f0")).unlink()
+    (warning,) = stage(source, tmp_path / "links", link=True).warnings
+    assert "copied, not linked: the cache lacks" in warning
+    same(tmp_path / "links", tmp_path / "plain")
+    assert times(tmp_path / "links") == times(tmp_path / "plain")
+
+
+def test_deep_trees_are_linked(tmp_path: Path) -> None:
+    """Deeper than a process may hold descriptors of all folders on the way."""
+    path = "/".join(f"d{n}" for n in range(150))
+    source = archive(tmp_path / "deep.tar", Member(f"{path}/f", data=b"x"))
+    stage(source, tmp_path / "plain")
+    linked(source, tmp_path / "links")
+    same(tmp_path / "links", tmp_path / "plain")
 
 
 @pytest.mark.parametrize("after", [0, 7])

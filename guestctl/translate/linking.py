@@ -11,7 +11,7 @@ from pathlib import Path
 
 from guestctl.errors import TreeError
 from guestctl.places import Places
-from guestctl.qemu.confine import Confinement, probe_confinement
+from guestctl.qemu.confine import Confinement, known_confinement
 from guestctl.rundir import flocked
 from guestctl.share import Share, share_lock
 from guestctl.translate.unpacked import Artifact, Translation, Unpack, cached
@@ -60,7 +60,7 @@ def _archive(source: object, tree: object) -> int:
 
 @functools.cache
 def _confinement() -> Confinement:
-    return probe_confinement()
+    return known_confinement(Places.of_user().cache)
 
 
 @contextlib.contextmanager

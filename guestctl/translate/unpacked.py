@@ -29,14 +29,8 @@ from guestctl.entry import Limits
 from guestctl.errors import ArchiveError, TreeError
 from guestctl.places import Places, private_directory
 from guestctl.translate.report import Progress, Warnings
-from guestctl.tree.linked import (
-    FolderShape,
-    LinkedWriter,
-    Unlinkable,
-    freeze,
-    shape_of,
-    why_not_linked,
-)
+from guestctl.tree.linked import LinkedWriter, Unlinkable, why_not_linked
+from guestctl.tree.shape import FolderShape, Shape, freeze, shape_of
 from guestctl.tree.state import open_tree, remove_contents
 from guestctl.tree.writer import TreeWriter
 from guestctl.version import __version__
@@ -45,7 +39,7 @@ from guestctl.vmeta import MAPPED_FILE, MAPPED_XATTR
 __all__ = ["Artifact", "Translation", "Unpack", "cached"]
 
 # Raised when stage writes anything in another way.
-_VERSION = 1
+_VERSION = 2
 _WAIT = 600.0
 _POLL = 0.02
 _TRIES = 3
@@ -53,8 +47,7 @@ _TRIES = 3
 _SETTLED = 2 * 10**9
 # A tree's state lists what it links to: in an extended attribute there is room for less.
 _LINKS_MAX = {MAPPED_FILE: 100_000, MAPPED_XATTR: 350}
-_MANY = 2000  # entries from which on a second process helps to link
-_DEPTH = 256  # folders that each of both holds open
+_MANY = 1000  # entries from which on a second process helps to link
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 # Unpacks the source through a writer; returns entries, bytes, and the reader's warnings.
@@ -80,7 +73,7 @@ class _Shape:
     depth: int
     aside: bool
     warnings: list[str]
-    folders: list[Any]
+    folders: dict[str, Any]
     boot: str = ""
 
 
@@ -109,18 +102,23 @@ class Artifact:
         if shape.depth > deepest:
             raise Unlinkable("it is too deep for its place")  # unpacking says it better
         done = 0
+
+        def told(more: int) -> None:
+            nonlocal done
+            done += more
+            if progress is not None:
+                progress(done, 0)
+
         writer.begin(shape.began, fresh=fresh)
         try:
             with open_tree(self._folder / "tree") as source:
-                many = shape.entries >= _MANY and shape.depth <= _DEPTH and writer.gather()
-                for row in shape.folders:
-                    folder = FolderShape.of_row(row)
-                    writer.folder(folder, source)
-                    done += 1 + len(folder.leaves)
-                    if progress is not None:
-                        progress(done, 0)
-                if many:
-                    writer.link_gathered(source)
+                writer.put(
+                    Shape(shape.folders),
+                    source,
+                    fresh=fresh,
+                    twofold=shape.entries >= _MANY,
+                    done=told,
+                )
         except Unlinkable as error:
             if error.damaged:
                 (self._folder / "shape.json").unlink(missing_ok=True)
@@ -255,7 +253,7 @@ def _unpacked(tree: Path, translation: Translation, unpack: Unpack) -> _Shape:
         depth=max(map(_depth, folders)),
         aside=writer.aside,
         warnings=[*warnings.all(), *told],
-        folders=[folder.as_row() for folder in folders],
+        folders=Shape.document_of(folders),
         boot=_boot(),
     )
 

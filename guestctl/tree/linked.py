@@ -1,7 +1,7 @@
-"""Trees made of hard links: an artifact's shape, and a writer that links it into other trees.
+"""A writer that links an artifact, which lies unpacked, into other trees.
 
-The inodes linked to are shared by every tree that has the artifact. They are 0400, so that nobody
-but root opens them for writing, and such trees are for read-only exports alone.
+The inodes linked to are shared by every tree that has the artifact, and such trees are for
+read-only exports alone.
 """
 
 from __future__ import annotations
@@ -9,24 +9,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from guestctl.entry import Entry
 from guestctl.tree.folders import Folder
-from guestctl.tree.metadata import Pairs
-from guestctl.tree.reader import TreeReader
-from guestctl.tree.state import OPEN_DIR
-from guestctl.tree.twofold import Job, link_twofold
+from guestctl.tree.metadata import Pairs, encoded
+from guestctl.tree.planting import Bed, Left, Planter, Plot, beds, heavy
+from guestctl.tree.shape import FolderShape, Shape, opened
+from guestctl.tree.twofold import Rest, plant_twofold
 from guestctl.tree.writer import TreeWriter
-from guestctl.vmeta import META_DIR, ROOT_FILE
+from guestctl.vmeta import META_DIR, ROOT_FILE, encode_xattrs
 
-__all__ = ["FolderShape", "LinkedWriter", "Unlinkable", "freeze", "shape_of", "why_not_linked"]
+__all__ = ["LinkedWriter", "Unlinkable", "why_not_linked"]
 
-_FROZEN = 0o400
 _PATH_MAX = 4000
+_DEEP = 100  # directories: for each a Planter holds four descriptors, and there are two of them
 
 
 class Unlinkable(Exception):
@@ -37,97 +35,12 @@ class Unlinkable(Exception):
         self.damaged = damaged
 
 
-@dataclass(slots=True)
-class FolderShape:
-    """A folder of an artifact: its attributes, and the names of what is no folder in it.
-
-    `implied`: no member names it, so a folder that is there already keeps its attributes.
-    """
-
-    entry: Entry
-    implied: bool
-    leaves: list[bytes] = field(default_factory=list)
-
-    def as_row(self) -> list[Any]:
-        """Plain data for JSON; names that are not UTF-8 are escaped."""
-        entry = self.entry
-        return [
-            _text(entry.path),
-            self.implied,
-            [entry.mode, entry.uid, entry.gid, entry.mtime],
-            {_text(name): value.hex() for name, value in entry.xattrs.items()},
-            [_text(name) for name in self.leaves],
-        ]
-
-    @classmethod
-    def of_row(cls, row: list[Any]) -> FolderShape:
-        path, implied, (mode, uid, gid, mtime), xattrs, leaves = row
-        held = {_bytes(name): bytes.fromhex(value) for name, value in xattrs.items()}
-        entry = Entry(_bytes(path), mode, uid, gid, mtime, xattrs=held)
-        return cls(entry, implied, [_bytes(name) for name in leaves])
+def _parent(path: bytes) -> bytes:
+    return path.rpartition(b"/")[0]
 
 
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")
-
-
-def _bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
-
-
-def shape_of(root: int, model: str, implied: set[bytes]) -> list[FolderShape]:
-    """The folders of a whole tree, parents first."""
-    found: dict[bytes, FolderShape] = {}
-    reader = TreeReader(root, model, warn=lambda _line: None, content=False)
-    for entry, _ in reader.walk():
-        if stat.S_ISDIR(entry.mode):
-            found[entry.path] = FolderShape(entry, entry.path in implied)
-        else:
-            parent, _, name = entry.path.rpartition(b"/")
-            found[parent].leaves.append(name)
-    return list(found.values())
-
-
-def freeze(root: int, folders: list[FolderShape], *, file_model: bool) -> None:
-    """Takes the right to write from every inode that will be linked to, metadata included."""
-    for folder in folders:
-        for fd in _opened(root, folder, file_model):
-            for name in folder.leaves:
-                os.chmod(name, _FROZEN, dir_fd=fd)
-        parent, _, name = folder.entry.path.rpartition(b"/")
-        if name and file_model:
-            fd = _open_below(root, parent + b"/" + META_DIR if parent else META_DIR)
-            try:
-                os.chmod(name, _FROZEN, dir_fd=fd)
-            finally:
-                os.close(fd)
-
-
-def _opened(root: int, folder: FolderShape, file_model: bool) -> Iterator[int]:
-    """The descriptors that hold a folder's leaves, and then their metadata; closed after use."""
-    if not folder.leaves:
-        return
-    path = folder.entry.path
-    for place in (path, path + b"/" + META_DIR if path else META_DIR)[: 2 if file_model else 1]:
-        fd = _open_below(root, place)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
-
-def _open_below(root: int, path: bytes) -> int:
-    """Opens a folder of a tree that we made, in which no name is a link."""
-    if len(path) <= _PATH_MAX:
-        return os.open(path or b".", OPEN_DIR, dir_fd=root)
-    fd = os.dup(root)
-    for name in path.split(b"/"):
-        try:
-            below = os.open(name, OPEN_DIR, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = below
-    return fd
+def _all_of(bed: Bed) -> Left:
+    return [(number, None) for number in range(len(bed))]
 
 
 class LinkedWriter(TreeWriter):
@@ -138,26 +51,105 @@ class LinkedWriter(TreeWriter):
 
     # The metadata in the cache of the folder that is being made, and the tree there.
     _lent: tuple[bytes, int] | None = None
-    # The leaves that wait for `link_gathered`; None: they are linked with their folder.
-    _gathered: list[Job] | None = None
+    # The folders that were made for the artifact, where that matters.
+    _new: set[bytes] | None = None
 
-    def gather(self) -> bool:
-        """Whether links to leaves will now wait, to be made in two processes.
+    def put(
+        self,
+        shape: Shape,
+        source: int,
+        *,
+        fresh: bool,
+        twofold: bool,
+        done: Callable[[int], None],
+    ) -> None:
+        """Puts all of an artifact.
 
-        Not where folders may be one and the same by a link: the order of entries counts there.
+        `fresh`: there is nothing where it goes. `twofold`: in two processes. `done` takes how many
+        entries more are there, or will be.
+
+        :raise Unlinkable: something of it is not in the cache, or has too many links.
         """
-        if not self._follow:
-            self._gathered = []
-        return not self._follow
+        # Where folders may be one and the same by a link, the order of entries counts.
+        if self._follow or max(path.count(b"/") for path in shape.paths) > _DEEP:
+            for number in range(len(shape.paths)):
+                folder = shape.folder(number)
+                self._folder_of(folder, source)
+                self._leaves(folder, source)
+                done(1 + len(folder.leaves))
+            return
+        plots = self._plots(shape, source, fresh, done)
+        if twofold:
+            for index in heavy(plots):
+                self._ready(shape.folder(plots[index].number), source, inner=True)
+                plots[index] = plots[index]._replace(new=False)
+        todo = beds(plots)
+        if not todo:
+            return
+        try:
+            with _unlinkable("a file of it"):
+                rest = self._planted(todo, source, twofold and len(todo) > 1)
+        except Unlinkable:
+            # It will be unpacked over what is there: where no member names a folder, this does.
+            for plot in plots:
+                if plot.new:
+                    self._times.setdefault(self._full(plot.path), plot.mtime)
+            raise
+        for number, left in rest:
+            for index, names in left if left is not None else _all_of(todo[number]):
+                plot = todo[number][index]
+                folder = shape.folder(plot.number)
+                if plot.new:
+                    self._folder_of(replace(folder, implied=False), source)
+                self._leaves(folder if names is None else replace(folder, leaves=names), source)
 
-    def link_gathered(self, source: int) -> None:
-        """:raise Unlinkable: as for `folder`."""
-        jobs, self._gathered = self._gathered or [], None
-        with _unlinkable("a file of it"):
-            left = link_twofold(source, self._root.fd, jobs, file_model=self._file_model)
-            for old, new, names in left:
-                here = self._dir(new, Entry(new, 0), create=False)
-                self._leaves(FolderShape(Entry(old, 0), True, names), source, here)
+    def _plots(
+        self, shape: Shape, source: int, fresh: bool, done: Callable[[int], None]
+    ) -> list[Plot]:
+        """What is to be planted; folders that may stand there already are made, or looked at."""
+        inner = {_parent(path) for path in shape.paths if path}
+        plots = []
+        new: set[bytes] = set()
+        made = self._new = set()
+        for number, path in enumerate(shape.paths):
+            leaves, holds = shape.leaves(number), path in inner
+            if path and _parent(path) in new:
+                new.add(path)
+                plain = self._file_model and not shape.has_xattrs(number)
+                pairs = () if plain else self._pairs(shape.entry(number))
+                mtime = shape.mtimes[number]
+                plots.append(Plot(path, leaves, number, True, holds, mtime, pairs))
+            else:
+                here = self._ready(shape.folder(number), source, inner=holds)
+                if self._exact and (here.path in made or (fresh and not path)):
+                    new.add(path)
+                if leaves:
+                    plots.append(Plot(path, leaves, number))
+            done(1 + len(leaves))
+        return plots
+
+    def _ready(self, shape: FolderShape, source: int, *, inner: bool) -> Folder:
+        """The folder of `shape`, in which a Planter can make what is in it."""
+        here = self._folder_of(shape, source)
+        if self._file_model and (shape.leaves or inner):
+            self._meta(here)
+        return here
+
+    def _pairs(self, entry: Entry) -> Sequence[tuple[bytes, bytes]]:
+        """The attributes that the host keeps of a new folder."""
+        direct, aside = self._split(entry)
+        if self._file_model:
+            return direct
+        return [*encoded(encode_xattrs, entry, self._label), *direct, *aside]
+
+    def _planted(self, todo: Sequence[Bed], source: int, twofold: bool) -> Rest:
+        target = self._dir(self._into, Entry(self._into, 0), create=False).fd
+        if twofold:
+            return plant_twofold(source, target, todo, file_model=self._file_model)
+        with Planter(source, target, file_model=self._file_model) as planter:
+            rest: Rest = [(number, planter.plant(bed)) for number, bed in enumerate(todo)]
+            planter.finish()
+        return rest
 
     def _text(self, meta: int, name: bytes, text: bytes, aside: Pairs, entry: Entry) -> None:
         """Links to a folder's metadata, which saves an inode, where there is one to link to."""
@@ -171,38 +163,35 @@ class LinkedWriter(TreeWriter):
             os.unlink(name, dir_fd=meta)
             os.link(path, name, src_dir_fd=source, dst_dir_fd=meta, follow_symlinks=False)
 
-    def folder(self, shape: FolderShape, source: int) -> None:
-        """Makes the folder of `shape`, and links to its leaves in the tree at `source`.
-
-        :raise Unlinkable: something of it is not in the cache, or has too many links.
-        """
-        try:
-            with _unlinkable(shape.entry.shown):
-                self._folder(shape, source)
-        finally:
-            self._lent = None
-
-    def _folder(self, shape: FolderShape, source: int) -> None:
+    def _folder_of(self, shape: FolderShape, source: int) -> Folder:
+        """Makes the folder of `shape` alone, or has it as it is to be."""
         entry = shape.entry
         parent, slash, name = entry.path.rpartition(b"/")
         if name:
             self._lent = parent + slash + META_DIR + b"/" + name, source
-        if not shape.implied:
-            self.directory(entry)
-        here = self._dir(self._full(entry.path), entry)
+        try:
+            with _unlinkable(entry.shown):
+                if not shape.implied:
+                    self.directory(entry)
+                return self._dir(self._full(entry.path), entry)
+        finally:
+            self._lent = None
+
+    def _mkdir(self, here: Folder, name: bytes) -> int:
+        fd = super()._mkdir(here, name)
+        if self._new is not None:
+            self._new.add(here.path + b"/" + name if here.path else name)
+        return fd
+
+    def _leaves(self, shape: FolderShape, source: int) -> None:
+        """Links to the leaves of `shape`, whatever stands in their way."""
         if not shape.leaves:
             return
-        if self._gathered is None:
-            self._leaves(shape, source, here)
-            return
-        if self._file_model:
-            self._meta(here)
-        self._gathered.append((entry.path, here.path, shape.leaves))
-
-    def _leaves(self, shape: FolderShape, source: int, here: Folder) -> None:
-        meta = self._meta(here) if self._file_model else -1
-        for number, fd in enumerate(_opened(source, shape, self._file_model)):
-            self._link_all(shape, fd, here, meta if number else here.fd)
+        with _unlinkable(shape.entry.shown):
+            here = self._dir(self._full(shape.entry.path), shape.entry)
+            meta = self._meta(here) if self._file_model else -1
+            for number, fd in enumerate(opened(source, shape, self._file_model)):
+                self._link_all(shape, fd, here, meta if number else here.fd)
 
     def _link_all(self, shape: FolderShape, source: int, here: Folder, target: int) -> None:
         link = os.link

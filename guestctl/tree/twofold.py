@@ -1,67 +1,81 @@
-"""Links the leaves of many folders in two processes: each link waits for the kernel alone.
+"""Two processes that link an artifact side by side: each link waits for the kernel alone.
 
 A fork, since a fresh interpreter takes longer than all of the links: the child does nothing but
-system calls on descriptors that it opens itself, and leaves without cleaning up.
+system calls on descriptors that it opens itself, and leaves without cleaning up. The parent takes
+beds from the front and the child from the back, until they meet: who takes one more reads a token.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import marshal
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from guestctl.tree.state import OPEN_DIR
-from guestctl.vmeta import META_DIR
+from guestctl.tree.planting import Bed, Left, Planter
 
-__all__ = ["Job", "link_twofold"]
+__all__ = ["plant_twofold"]
 
-# Where the names lie in the source, where they go in the tree, and the names.
-Job = tuple[bytes, bytes, list[bytes]]
+# What is left of each bed, by its index; None: all of it.
+Rest = list[tuple[int, Left | None]]
 
 
-def link_twofold(source: int, root: int, jobs: Sequence[Job], *, file_model: bool) -> list[Job]:
-    """Links all that is not in the way of anything; returns what is left to do.
+def plant_twofold(source: int, target: int, todo: Sequence[Bed], *, file_model: bool) -> Rest:
+    """Plants all that nothing is in the way of; returns what is left to do. There are two or more.
 
-    :raise OSError: a link that cannot be made.
+    :raise OSError: something else is the matter.
     """
-    halves: tuple[list[Job], list[Job]] = ([], [])
-    sizes = [0, 0]
-    for job in jobs:
-        less = int(sizes[1] < sizes[0])
-        halves[less].append(job)
-        sizes[less] += len(job[2])
+    # The last one is the child's, whenever it begins.
+    tokens = os.eventfd(len(todo) - 1, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
-        _serve(theirs, source, root, halves[1], file_model)
+        _serve(theirs, tokens, source, target, todo, file_model)
     os.close(theirs)
+    done = 0
+    rest: Rest = []
     with open(ours, "rb") as pipe:
         try:
-            left = _link(source, root, halves[0], file_model)
+            with Planter(source, target, file_model=file_model) as planter:
+                while _claimed(tokens):
+                    if left := planter.plant(todo[done]):
+                        rest.append((done, left))
+                    done += 1
+                planter.finish()
             told = pipe.read()
         finally:
+            while _claimed(tokens):  # the child, too, is to end now
+                pass
+            os.close(tokens)
             pipe.close()
             os.waitpid(child, 0)
-    rest: list[Job]
+    theirs_left: Rest
     try:
-        rest, failed = marshal.loads(told)
+        theirs_left, failed = marshal.loads(told)
     except EOFError:  # it was killed, with nothing or half of it said
-        return [*left, *halves[1]]  # what it has done will be in the way
+        return [*rest, *((number, None) for number in range(done, len(todo)))]
     if failed:
         raise OSError(failed, os.strerror(failed))
-    return left + rest
+    return rest + theirs_left
 
 
-def _serve(out: int, source: int, root: int, jobs: list[Job], file_model: bool) -> None:
+def _claimed(tokens: int) -> bool:
+    try:
+        return bool(os.read(tokens, 8))
+    except BlockingIOError:
+        return False
+
+
+def _serve(
+    out: int, tokens: int, source: int, target: int, todo: Sequence[Bed], file_model: bool
+) -> None:
     """The child: it never returns, whatever happens."""
     try:
         gc.disable()  # what others have left to be finalised is theirs
-        answer: Any = [], 0
+        answer: Any
         try:
-            answer = _link(source, root, jobs, file_model, parent=os.getppid()), 0
+            answer = _plant(tokens, source, target, todo, file_model, os.getppid()), 0
         except OSError as error:
             answer = [], error.errno
         data = marshal.dumps(answer)
@@ -71,70 +85,17 @@ def _serve(out: int, source: int, root: int, jobs: list[Job], file_model: bool) 
         os._exit(0)
 
 
-def _link(
-    source: int, root: int, jobs: list[Job], file_model: bool, *, parent: int = 0
-) -> list[Job]:
-    left: list[Job] = []
-    with _Folders(source) as below, _Folders(root) as above:
-        for old, new, names in jobs:
-            if parent and os.getppid() != parent:
+def _plant(
+    tokens: int, source: int, target: int, todo: Sequence[Bed], file_model: bool, parent: int
+) -> Rest:
+    rest: Rest = []
+    with Planter(source, target, file_model=file_model) as planter:
+        for number in reversed(range(len(todo))):
+            if os.getppid() != parent:
                 break
-            todo = names
-            there, here = below.at(old), above.at(new)
-            taken = _link_all(todo, there, here)
-            if file_model:
-                if taken:
-                    todo = [name for name in names if name not in set(taken)]
-                lower = os.open(META_DIR, OPEN_DIR, dir_fd=there)
-                try:
-                    upper = os.open(META_DIR, OPEN_DIR, dir_fd=here)
-                    try:
-                        taken += _link_all(todo, lower, upper)
-                    finally:
-                        os.close(upper)
-                finally:
-                    os.close(lower)
-            if taken:
-                left.append((old, new, taken))
-    return left
-
-
-def _link_all(names: list[bytes], there: int, here: int) -> list[bytes]:
-    """Returns the names that are taken."""
-    link = os.link
-    taken = []
-    for name in names:
-        try:
-            link(name, name, src_dir_fd=there, dst_dir_fd=here, follow_symlinks=False)
-        except FileExistsError:
-            taken.append(name)
-    return taken
-
-
-class _Folders:
-    """Folders of a tree, opened step by step, following nothing; those above the last are kept."""
-
-    def __init__(self, root: int) -> None:
-        self._path: list[bytes] = []
-        self._fds = [os.dup(root)]
-
-    def __enter__(self) -> _Folders:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        for fd in self._fds:
-            os.close(fd)
-
-    def at(self, path: bytes) -> int:
-        parts = path.split(b"/") if path else []
-        same = 0
-        with contextlib.suppress(IndexError):
-            while parts[same] == self._path[same]:
-                same += 1
-        while len(self._path) > same:
-            self._path.pop()
-            os.close(self._fds.pop())
-        for part in parts[same:]:
-            self._fds.append(os.open(part, OPEN_DIR, dir_fd=self._fds[-1]))
-            self._path.append(part)
-        return self._fds[-1]
+            if left := planter.plant(todo[number]):
+                rest.append((number, left))
+            if not _claimed(tokens):
+                break
+        planter.finish()
+    return rest
