@@ -70,6 +70,12 @@ def test_another_channel_changes_its_device_and_no_other() -> None:
     assert layouts["tcp"][1:] == layouts["virtio"][2:]
 
 
+def test_an_emulated_guest_loads_programs_to_the_same_addresses() -> None:
+    for accelerator, told in (("tcg", True), ("kvm", False)):
+        argv = qemu_argv(Machine.of(spec(accelerator=accelerator)), NUMBERS)
+        assert ("norandmaps" in argv[argv.index("-append") + 1].split()) == told
+
+
 def test_the_guest_dials_what_qemu_was_told() -> None:
     """guest-init/dial.c and the command line agree on addresses and names."""
     dial = (Path(__file__).parent.parent / "guest-init" / "dial.c").read_text()

@@ -49,6 +49,13 @@ _TOLD = {
     "serial": " channel=serial:{tty}",
 }
 
+# And of how it is run. QEMU's translated code is for the address it was met at: a program that lies
+# elsewhere each time is translated anew each time, which takes longer than running it.
+_RUN_BY = {
+    "tcg": " norandmaps",
+    "kvm": "",
+}
+
 Saving = Literal["", "save", "load"]
 
 # Where the guest's memory lies: QEMU's own; a file that is to be saved; a saved one, of which the
@@ -129,6 +136,7 @@ def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
     """
     target, paths = machine.target, machine.paths
     kernel_line = f"console={target.console} quiet panic=-1 {target.kernel_options}".rstrip()
+    kernel_line += _RUN_BY[machine.accelerator]
     kernel_line += _TOLD[machine.channel].format(tty=target.second_line)
     argv = [target.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     # A board with a sound chip would look for a sound device, and load all that has to do with it.

@@ -24,6 +24,13 @@ def test_it_is_what_it_says(guest: Guest) -> None:
     assert text(guest, "id", "-u") == "0\n"
 
 
+def test_a_program_lies_where_it_lay_before(guest: Guest) -> None:
+    """Position-independent, with libraries: QEMU would translate it anew at every other address."""
+    maps = [text(guest, "/usr/bin/cat", "/proc/self/maps") for _ in range(2)]
+    assert "libc.so.6" in maps[0]
+    assert maps[0] == maps[1]
+
+
 @pytest.mark.channels("tcp", "serial")
 @pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 3", 3), ("exit 255", 255)])
 def test_statuses(guest: Guest, script: str, status: int) -> None:
