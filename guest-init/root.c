@@ -31,6 +31,8 @@ enum {
 	TOOLS = FOLDERS - 1,
 };
 
+enum { TURNS_MAX = 1000 };
+
 static struct root *roots;
 
 int open_inside(int guest, const char *path, int flags)
@@ -39,8 +41,15 @@ int open_inside(int guest, const char *path, int flags)
 		.flags = (unsigned)(flags | O_CLOEXEC),
 		.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
 	};
+	int fd = -1, turn;
 
-	return (int)syscall(SYS_openat2, guest, path, &how, sizeof(how));
+	/* It gives up where something was renamed or mounted, anywhere, as it went through a "..". */
+	for (turn = 0; turn < TURNS_MAX; turn++) {
+		fd = (int)syscall(SYS_openat2, guest, path, &how, sizeof(how));
+		if (fd >= 0 || errno != EAGAIN)
+			break;
+	}
+	return fd;
 }
 
 /* Every folder must be there, as a folder: mounting would follow a symbolic link. */

@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "call.h"
@@ -17,7 +16,7 @@
 #include "fail.h"
 #include "paths.h"
 
-enum { LINKS_MAX = 40, TURNS_MAX = 1000 };
+enum { LINKS_MAX = 40 };
 
 static struct {
 	char *path;
@@ -51,24 +50,11 @@ static uint32_t guest_mode(const struct job *job, uint32_t tree, int folder, con
 	return mode;
 }
 
-/*
- * The folder of a path as the tool would find it, by way of links. -1 with errno. The kernel gives
- * up with EAGAIN where something was renamed or mounted, anywhere, while it went through a "..".
- */
+/* The folder of a path as the tool would find it, by way of links. -1 with errno. */
 static int open_as_seen(int root, const char *path)
 {
-	struct open_how how = {
-		.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
-		.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
-	};
-	int fd, turn;
-
-	for (turn = 0; turn < TURNS_MAX; turn++) {
-		fd = (int)syscall(SYS_openat2, root, *path ? path : "/", &how, sizeof(how));
-		if (fd >= 0 || errno != EAGAIN)
-			break;
-	}
-	return fd;
+	return open_resolved(root, *path ? path : "/", O_PATH | O_DIRECTORY,
+			     RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
 }
 
 /* Make `path`, which has a slash, the real one of the file below /m that it leads to. */

@@ -10,16 +10,28 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+enum { TURNS_MAX = 1000 };
+
+int open_resolved(int folder, const char *path, int flags, uint64_t resolve)
+{
+	struct open_how how = { .flags = (uint64_t)(flags | O_CLOEXEC), .resolve = resolve };
+	int fd = -1, turn;
+
+	for (turn = 0; turn < TURNS_MAX; turn++) {
+		fd = (int)syscall(SYS_openat2, folder, path, &how, sizeof(how));
+		if (fd >= 0 || errno != EAGAIN)
+			break;
+	}
+	return fd;
+}
+
 int open_below(int folder, const char *path, int flags, int across)
 {
-	struct open_how how = {
-		.flags = (uint64_t)(flags | O_CLOEXEC),
-		.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
-	};
+	uint64_t resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
 
 	if (!across)
-		how.resolve |= RESOLVE_NO_XDEV;
-	return (int)syscall(SYS_openat2, folder, *path ? path : ".", &how, sizeof(how));
+		resolve |= RESOLVE_NO_XDEV;
+	return open_resolved(folder, *path ? path : ".", flags, resolve);
 }
 
 int make_folders(int folder, const char *path, mode_t mode, void (*made)(const char *path))

@@ -11,6 +11,13 @@
 #define GUEST_FLAGS (MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
 /*
+ * openat2 with RESOLVE_ flags, for a path with ".." as well: there the kernel gives up with EAGAIN
+ * when something was renamed or mounted meanwhile, anywhere, so it is asked again, and some times
+ * only. -1 with errno.
+ */
+int open_resolved(int folder, const char *path, int flags, uint64_t resolve);
+
+/*
  * Open `path` (empty: the folder itself) below `folder`: symbolic links are refused, and so is
  * what lies on another mount unless `across`. -1 with errno.
  */

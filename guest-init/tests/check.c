@@ -11,6 +11,7 @@ int main(int argc, char **argv)
 	}
 	count = check_vectors(argv[1]) + check_line(argv[2]);
 	check_parts();
+	check_root();
 	printf("guest-init: %d vectors and the parts are fine\n", count);
 	return 0;
 }

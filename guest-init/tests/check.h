@@ -16,5 +16,6 @@
 int check_vectors(const char *path);
 int check_line(const char *path);
 void check_parts(void);
+void check_root(void);
 
 #endif

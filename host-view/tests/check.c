@@ -3,18 +3,30 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/filter.h>
+#include <linux/openat2.h>
+#include <linux/seccomp.h>
 #include <sched.h>
+#include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "body.h"
 #include "entry.h"
 #include "links.h"
+#include "paths.h"
 #include "tree.h"
+
+enum { PATIENCE = 60, GIVEN_UP = 20 };
 
 static int checks, failures;
 
@@ -194,6 +206,69 @@ static void check_changes(struct tree *t, struct links *l)
 	CHECK(shows(t, l, "sub/link", "other"));
 }
 
+/* Renames a file to and fro, until it is killed or whoever has started it has gone. */
+static pid_t start_renaming(void)
+{
+	pid_t parent = getpid(), child = fork();
+
+	if (child)
+		return child;
+	while (getppid() == parent) {
+		renameat(share, "one", share, "other");
+		renameat(share, "other", share, "one");
+	}
+	_exit(0);
+}
+
+/* While something is renamed, the kernel gives up on a path through "..", and we do not. */
+static void check_renames(void)
+{
+	struct open_how how = { .flags = O_PATH, .resolve = RESOLVE_BENEATH };
+	time_t end = time(NULL) + PATIENCE;
+	int given_up = 0, missed = 0, fd;
+	pid_t child;
+
+	share = open(base, O_RDONLY | O_DIRECTORY);
+	mkdirat(share, "in", 0700);
+	put("one", "text");
+	child = start_renaming();
+	while (child > 0 && given_up < GIVEN_UP && time(NULL) < end) {
+		fd = (int)syscall(SYS_openat2, share, "in/../in", &how, sizeof(how));
+		given_up += fd < 0 && errno == EAGAIN;
+		close(fd);
+		fd = open_below(share, "in/../in", O_PATH | O_DIRECTORY, 0);
+		missed += fd < 0;
+		close(fd);
+	}
+	CHECK(child > 0 && !kill(child, SIGKILL) && waitpid(child, NULL, 0) == child);
+	CHECK(!missed);
+	/* Two processors are what it takes. */
+	CHECK(given_up || sysconf(_SC_NPROCESSORS_ONLN) < 2);
+	close(share);
+}
+
+/* A kernel that always gives up is believed in the end. */
+static void check_bound(void)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat2, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EAGAIN),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { sizeof(code) / sizeof(code[0]), code };
+	pid_t child = fork();
+	int status;
+
+	if (!child) {
+		if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
+		    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+			_exit(2);
+		_exit(open_below(AT_FDCWD, ".", O_PATH, 0) != -1 || errno != EAGAIN);
+	}
+	CHECK(child > 0 && waitpid(child, &status, 0) == child && !status);
+}
+
 static void clean(const char *path)
 {
 	char command[PATH_MAX];
@@ -244,6 +319,8 @@ int main(void)
 	check_bodies();
 	check_metadata();
 	CHECK(mkdtemp(base));
+	check_renames();
+	check_bound();
 	check_tree("watched");
 	CHECK(!unshare(CLONE_NEWUSER));
 	CHECK(limit_watches("3"));
