@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guestctl.errors import HostLacks
+from guestctl.qemu.machine import BARE
 from guestctl.rundir import read_json, write_json
 from guestctl.targets import Target
 
@@ -80,8 +81,7 @@ def acceleration(target: Target, cache: Path, kernel: Path, initramfs: Path) -> 
 
 def _boots(target: Target, cpu: str, kernel: Path, initramfs: Path) -> bool:
     """Whether the kernel comes to user space under KVM, in the time that emulation would take."""
-    argv = [qemu_program(target), "-nodefaults", "-no-user-config", "-display", "none"]
-    argv += ["-no-reboot", "-machine", target.board, "-accel", "kvm", "-cpu", cpu]
+    argv = [qemu_program(target), *BARE, "-machine", target.board, "-accel", "kvm", "-cpu", cpu]
     argv += ["-m", "256", "-kernel", str(kernel), "-initrd", str(initramfs), "-serial", "stdio"]
     argv += ["-append", f"console={target.console} quiet panic=-1"]
     with subprocess.Popen(

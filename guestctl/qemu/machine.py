@@ -12,7 +12,24 @@ from typing import Literal
 from guestctl.spec import GuestSpec
 from guestctl.targets import Target, target
 
-__all__ = ["CHANNELS", "DESCRIPTORS", "Machine", "Paths", "Saving", "qemu_argv"]
+__all__ = [
+    "BARE",
+    "CHANNELS",
+    "DESCRIPTORS",
+    "SANDBOX",
+    "Machine",
+    "Paths",
+    "Saving",
+    "qemu_argv",
+]
+
+# How each QEMU of ours begins: with nothing that was not asked for. A board with a sound chip would
+# look for a sound device, and load all that has to do with it.
+BARE = (
+    *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+    *("-audiodev", "none,id=none"),
+)
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 # What QEMU inherits, and what it is for.
 DESCRIPTORS = ("agent", "monitor", "console", "scratch")
@@ -72,8 +89,6 @@ _MEMORY: dict[Saving, tuple[str, ...]] = {
         *("-incoming", "defer"),
     ),
 }
-
-_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
 @dataclass(frozen=True)
@@ -138,9 +153,7 @@ def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
     kernel_line = f"console={target.console} quiet panic=-1 {target.kernel_options}".rstrip()
     kernel_line += _RUN_BY[machine.accelerator]
     kernel_line += _TOLD[machine.channel].format(tty=target.second_line)
-    argv = [target.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    # A board with a sound chip would look for a sound device, and load all that has to do with it.
-    argv += ["-audiodev", "none,id=none"]
+    argv = [target.qemu, *BARE]
     ram = f"/proc/self/fd/{descriptors.get('ram', -1)}"
     argv += [
         word.format(board=target.board, memory=machine.memory, ram=ram)
@@ -172,7 +185,7 @@ def qemu_argv(machine: Machine, descriptors: dict[str, int]) -> list[str]:
     argv += ["-device", "virtio-rng-pci"]
     if machine.network:
         argv += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]
-    return [*argv, "-sandbox", _SANDBOX]
+    return [*argv, "-sandbox", SANDBOX]
 
 
 def _disk(name: str, path: str, options: str) -> list[str]:

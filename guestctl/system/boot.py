@@ -11,11 +11,10 @@ from guestctl import image
 from guestctl.errors import UsageError
 from guestctl.qemu.accel import acceleration, qemu_program
 from guestctl.qemu.confine import Binding, confined_argv, probe_confinement
+from guestctl.qemu.machine import BARE, SANDBOX
 from guestctl.targets import Target, target
 
 __all__ = ["BootOptions", "boot", "boot_argv"]
-
-_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def boot(system: Path, arch: str, cache_dir: Path, options: BootOptions) -> int:
     argv = boot_argv(system, arch, cache_dir, options)
     confinement = probe_confinement()
     if not confinement.namespaces:
-        return subprocess.call(argv, env={**os.environ, "QEMU_AUDIO_DRV": "none"})
+        return subprocess.call(argv)
     made = image.load(arch, cache_dir=cache_dir)
     files = [made.kernel, *([made.dtb] if made.dtb else [])]
     bindings = [Binding(str(path.resolve()), str(path.resolve())) for path in files]
@@ -81,14 +80,14 @@ def boot_argv(system: Path, arch: str, cache_dir: Path, options: BootOptions) ->
     best = acceleration(row, cache_dir, made.kernel, made.initramfs)
     mode = "rw" if options.writable else "ro"
     line = f"console={row.console} panic=-1 {row.kernel_options} {kind.kernel_line} {mode}"
-    argv = [qemu_program(row), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    argv = [qemu_program(row), *BARE]
     argv += ["-machine", row.board, "-accel", best.name, "-cpu", best.cpu]
     argv += ["-m", str(_memory(row, options.memory))]
     argv += ["-kernel", str(made.kernel.resolve()), "-append", f"{line} {options.append}".strip()]
     argv += ["-dtb", str(made.dtb.resolve())] if made.dtb else []
     argv += ["-serial", "mon:stdio", "-device", "virtio-rng-pci"]
     argv += _disk(system, kind, options.writable)
-    return [*argv, "-sandbox", _SANDBOX]
+    return [*argv, "-sandbox", SANDBOX]
 
 
 def _kind_of(system: Path) -> _Kind:

@@ -134,7 +134,6 @@ def device(armv5l_image: Image, places: Places, tmp_path: Path) -> Iterator[str]
         qemu = subprocess.Popen(
             argv,
             pass_fds=list(numbers.values()),
-            env={**os.environ, "QEMU_AUDIO_DRV": "none"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
