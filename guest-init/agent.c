@@ -116,6 +116,8 @@ static int start(struct agent *a)
 		perror("guestctl: port");
 		return -1;
 	}
+	/* A container may have none; then a session begins without it. */
+	a->boot_id = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
 	a->in = malloc(IN_SIZE);
 	a->signals = open_signals();
 	if (!a->in || out_init(&a->out) < 0 || a->signals < 0) {
@@ -149,7 +151,7 @@ int agent_main(int argc, char **argv)
 {
 	/* Large, and there is only one. */
 	static struct agent a = { .port = -1, .away_fd = -1, .guest_root = -1, .guest_proc = -1,
-				  .listener = -1, .signals = -1, .socket_name = "guestctl" };
+				  .boot_id = -1, .listener = -1, .signals = -1, .socket_name = "guestctl" };
 	int i, fd;
 
 	for (i = 1; i < argc; i++) {

@@ -55,6 +55,7 @@ struct agent {
 	uint32_t stop_request;
 	int64_t stop_deadline;
 	int guest_root, guest_proc;	/* O_PATH: the overlay, and the first /proc */
+	int boot_id;			/* open from the start: a session takes no time to find it */
 	int namespaces;			/* clone flags that the kernel knows */
 	int signals;			/* signalfd: SIGCHLD */
 

@@ -2,7 +2,6 @@
  * Sessions: what a frame means, who may send it when, and what remains when the host dies.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -120,18 +119,6 @@ static uint8_t *record(uint8_t *p, enum tag tag, const void *value, size_t lengt
 	return p + RECORD + length;
 }
 
-static size_t read_boot_id(char text[BOOT_ID])
-{
-	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-	ssize_t n;
-
-	if (fd < 0)
-		return 0;
-	n = read(fd, text, BOOT_ID);
-	close(fd);
-	return n == BOOT_ID ? BOOT_ID : 0;
-}
-
 static void welcome(struct agent *a, const uint8_t *nonce)
 {
 	uint8_t payload[NONCE + 4 + 4 * 128 + (2 * MAX_JOBS) * (RECORD + 4)], *p = payload, id[4];
@@ -145,9 +132,8 @@ static void welcome(struct agent *a, const uint8_t *nonce)
 	p = put16(p, 0);
 	p = record(p, R_AGENT, AGENT_NAME, strlen(AGENT_NAME));
 	/* The kernel makes it up when it is first read: not before the random pool is seeded. */
-	length = a->seeded || a->plain ? read_boot_id(boot_id) : 0;
-	if (length)
-		p = record(p, R_BOOT_ID, boot_id, length);
+	if ((a->seeded || a->plain) && pread(a->boot_id, boot_id, BOOT_ID, 0) == BOOT_ID)
+		p = record(p, R_BOOT_ID, boot_id, BOOT_ID);
 	if (uname(&name) == 0)
 		p = record(p, R_MACHINE, name.machine, strlen(name.machine));
 	for (job = a->jobs; job && (size_t)(p - payload) < room; job = job->next) {

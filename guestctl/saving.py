@@ -21,6 +21,7 @@ from guestctl.errors import GuestctlError, GuestLost
 from guestctl.invocation import invocation
 from guestctl.memory import write_sparse
 from guestctl.mounting import MOUNT_OPTIONS, WORK
+from guestctl.offload.names import STUBS
 from guestctl.processes import processor_time
 from guestctl.qemu.confine import Confinement
 from guestctl.qemu.machine import Machine
@@ -140,6 +141,8 @@ def _said(agent: Agent, script: str) -> bytes:
         umask=0o022,
         limits=None,
         window=None,
+        # Where the host compiles, a command is looked for among the stubs first.
+        path=lambda usual: f"{os.fsdecode(STUBS)}:{usual}",
     )
     job = agent.start(command)
     agent.end_stdin(job)

@@ -54,7 +54,7 @@ __all__ = [
 _FILES = ("ram", "state", "scratch")
 _CONSOLE = "console.log"
 # Raised when a template is made in another way.
-_VERSION = 4
+_VERSION = 5
 _LOAD_TIMEOUT = 10.0
 _GIVEN_UP = 600.0
 _FAIR_TIMEOUT = 20.0

@@ -14,7 +14,11 @@ import pytest
 
 from guestctl import Guest, Pool
 from guestctl.image import Image
+from guestctl.invocation import PATH
+from guestctl.offload.names import STUBS
 from guestctl.places import Places
+from guestctl.qemu import monitor
+from guestctl.rundir import GuestDir
 from tests.fairness import until
 
 CLONES = 3
@@ -119,6 +123,24 @@ def test_clones_share_memory_that_none_can_change(clones: Pool) -> None:
     with clones.lease(30) as guest:
         guest.run(["dd", "if=/dev/zero", "of=/dev/shm/x", "bs=1M", "count=50"], timeout=60).check()
     assert hashlib.sha256((template / "ram").read_bytes()).digest() == before
+
+
+def read_from_disks(folder: GuestDir) -> dict[str, int]:
+    """How often a guest has read from each of its disks."""
+    (disks,) = monitor.execute(folder.monitor, "query-blockstats")
+    return {disk["node-name"]: disk["stats"]["rd_operations"] for disk in disks}
+
+
+def test_the_first_command_has_all_it_needs_in_memory(armv5l_image: Image, places: Places) -> None:
+    with Pool("armv5l", 1, places=places) as pool:
+        (folder,) = pool._dir.guests()
+        # As where the host compiles, whether it does here or not.
+        path = {"PATH": f"{os.fsdecode(STUBS)}:{PATH}"}
+        with pool.lease(60) as guest, guest.mounted():
+            guest.run(["true"], env=path, timeout=60).check()
+            assert read_from_disks(folder) == {"root": 0, "scratch": 0}
+            guest.run(["perl", "-e", "1"], env=path, timeout=60).check()
+            assert read_from_disks(folder)["root"] > 0
 
 
 def states(pool: Pool) -> set[str]:
