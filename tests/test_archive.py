@@ -189,6 +189,43 @@ def test_a_cpio_that_no_tree_can_hold(tmp_path, model, rows, why):
         stage(io.BytesIO(cpio_newc(*rows)), tmp_path / "tree", security_model=model)
 
 
+@pytest.mark.parametrize("form", ["odc", "newc", "crc", "bin"])
+def test_a_cpio_that_is_damaged_between_members_loses_none(tmp_path, form):
+    """libarchive goes on at the next header that it finds, whatever it has passed over.
+
+    Nor does it look at the magic of the binary form: then nothing is lost.
+    """
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "in" / name).write_text(name * 1000)
+    argv = ["cpio", "-o", "-H", form, "--quiet"]
+    data = subprocess.run(
+        argv, cwd=tmp_path / "in", input=b"a\nb\nc\n", stdout=subprocess.PIPE, check=True
+    ).stdout
+    starts = [at for at in range(len(data)) if data.startswith(data[:6], at)]
+    if form == "bin":
+        starts = [at for at in range(0, len(data), 2) if data.startswith(data[:2], at)]
+    assert len(starts) == 4  # the end is one, too
+    for number, at in enumerate(starts[1:]):
+        for bad in (data[:at] + b"X" + data[at + 1 :], data[:at] + b"junk" * 8 + data[at:]):
+            tree = tmp_path / f"{number}{len(bad)}"
+            try:
+                stage(io.BytesIO(bad), tree)
+            except ArchiveError:
+                continue
+            assert form == "bin" and len(bad) == len(data)
+            assert [entry.path for entry in list_tree(tree)] == [b"", b"a", b"b", b"c"]
+
+
+@pytest.mark.parametrize("form", ["hpodc", "hpbin"])
+def test_a_cpio_of_hp_ux_is_refused(tmp_path, form):
+    """What is a device's number there reads as a size, and members would be lost in it."""
+    argv = ["cpio", "-o", "-H", form, "--quiet"]
+    run = subprocess.run(argv, cwd="/dev", input=b"null\n", stdout=subprocess.PIPE, check=True)
+    with pytest.raises(ArchiveError, match="null: a character device with content"):
+        stage(io.BytesIO(run.stdout), tmp_path / "tree")
+
+
 def test_a_cpio_of_the_kernels_program(tmp_path):
     """gen_init_cpio ends link targets with a NUL byte, and counts it."""
     source = io.BytesIO(cpio_newc(("s", 0o120777, 7, 1, b"target\0")))

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from guestctl.entry import Entry, clean_path
+from guestctl.entry import Entry, clean_path, type_name
 from guestctl.errors import ArchiveError, HostLacks
 
 __all__ = ["FILTERS", "Compressor", "CpioReader", "filtered"]
@@ -149,9 +149,17 @@ class _In:
 
     def next(self) -> Any:
         entry = ctypes.c_void_p()
-        if self.check(self.lib.next_header(self.handle, ctypes.byref(entry))) == _EOF:
-            return None
-        return entry
+        status = self.check(self.lib.next_header(self.handle, ctypes.byref(entry)))
+        if status == _WARN:
+            # Of a cpio, that it has looked for another header: a member would be lost.
+            raise self.damaged(self.lib.why(self.handle))
+        return None if status == _EOF else entry
+
+    def damaged(self, why: str) -> ArchiveError:
+        where = f" after {self.at}" if self.at else ""
+        return ArchiveError(
+            f"{self.name}: the archive is damaged{where}: {why}", hint="fetch or make it again"
+        )
 
     def data(self, buffer: Any) -> bytes:
         got = self.lib.read_data(self.handle, buffer, len(buffer))
@@ -179,8 +187,10 @@ def filtered(read: Callable[[int], bytes], name: str, *kinds: str) -> Iterator[b
 class CpioReader:
     """The members of a cpio archive; `size` is that of the payload of the one just yielded."""
 
-    def __init__(self, read: Callable[[int], bytes], name: str) -> None:
+    def __init__(self, read: Callable[[int], bytes], name: str, begins: tuple[bytes, ...]) -> None:
+        """`begins`: what a header may begin with."""
         self.name = name
+        self._begins = begins
         self._in = _In(read, name)
         self._buffer = ctypes.create_string_buffer(_CHUNK)
         self.size = 0
@@ -198,6 +208,12 @@ class CpioReader:
             except ValueError as error:
                 raise ArchiveError(f"{self.name}: {shown}: {error}") from None
             size = lib.size(member)
+            if size and stat.S_IFMT(mode) not in (stat.S_IFREG, stat.S_IFLNK):
+                # HP-UX has a device's number there, and no content: members would get lost.
+                raise ArchiveError(
+                    f"{self.name}: {shown}: a {type_name(mode)} with content",
+                    hint="from HP-UX? have `cpio` unpack it" if lib.rdevminor(member) == 1 else "",
+                )
             self.size = size if stat.S_ISREG(mode) else 0
             text = (lib.symlink(member) or b"") if stat.S_ISLNK(mode) else b""
             # The library ends it at a NUL byte, which some programs write after it.
@@ -215,14 +231,22 @@ class CpioReader:
                 (lib.rdevmajor(member), lib.rdevminor(member)),
             )
 
+        if not self._end().startswith(self._begins):
+            # It says nothing of what it has passed over before the end.
+            raise self._in.damaged("something else precedes its end")
+
+    def _end(self) -> bytes:
+        """From where the header of the end is to be."""
+        source = self._in
+        begin = source.lib.header_position(source.handle) - (source.given - len(source.last))
+        return source.last[begin:] if begin >= 0 else b""
+
     def read(self, _size: int) -> bytes:
         return self._in.data(self._buffer)
 
     def followed(self) -> bool:
         """Whether, after the last member, there is more than zeros in what was read ahead."""
-        source = self._in
-        begin = source.lib.header_position(source.handle) - (source.given - len(source.last))
-        _, found, rest = source.last[max(begin, 0) :].partition(b"TRAILER!!!")
+        _, found, rest = self._end().partition(b"TRAILER!!!")
         return bool(found and rest.strip(b"\0"))
 
     def close(self) -> None:

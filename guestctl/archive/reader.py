@@ -51,7 +51,7 @@ class _CpioArchive:
         self.warnings: list[str] = []
         self.left = 0
         self._outer = stream
-        self._cpio = libarc.CpioReader(stream.upto, stream.name)
+        self._cpio = libarc.CpioReader(stream.upto, stream.name, _CPIO)
         self.stream = Stream(self._cpio.read, stream.name)
 
     def __iter__(self) -> Iterator[Entry]:
