@@ -1,11 +1,13 @@
 """/tools: the native compiler and its like, which run where there is nothing else.
 
-Copies, whose loader and library path point into /tools. gcc finds cc1, as and ld relative to where
-it lies itself, so the layout below /tools is that below /usr.
+Copies, whose loader, library path and interpreter point into /tools. gcc finds cc1, as and ld
+relative to where it lies itself, and python3 its modules, so the layout below /tools is that below
+/usr.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import subprocess
@@ -20,8 +22,9 @@ from guestctl.recipe import Recipe
 
 __all__ = ["add_tools"]
 
-VERSION = 1
+VERSION = 2
 _ELF = b"\x7fELF"
+_INTERPRETER = re.compile(rb"#! ?(?:/usr)?/bin/([\w.+-]+)")
 _ROOT = "tools"
 
 
@@ -73,11 +76,14 @@ class _Maker:
         """Copies one file; what is linked dynamically is patched and brings its libraries."""
         tree = self.from_tree
         mode = tree.nodes[source].mode
-        if not self._starts_with_elf(source):
+        begin = self._begin_of(source)
+        if begin.startswith(b"#!"):
+            tree.file(goal, self.script(source), mode)
+            return
+        if begin != _ELF:
             tree.file(goal, tree.content(source), mode)
             return
-        self.count += 1
-        file = tree.extract(source, self.scratch / f"{self.count}")
+        file = self.extract(source)
         if _segments(file, _PT_DYNAMIC):
             needed = self._patchelf("--print-needed", file).split()
             command: list[str | Path] = ["--force-rpath", "--set-rpath", f"/{self.libraries}"]
@@ -87,6 +93,18 @@ class _Maker:
             for name in needed:
                 self.library(name)
         tree.file(goal, Content.of(file), mode)
+
+    def script(self, source: str) -> bytes:
+        """A script's text, with its interpreter from /tools where that has it."""
+        text = self.extract(source).read_bytes()
+        found = _INTERPRETER.match(text)
+        if found is None or found[1].decode() not in self.recipe.tools.programs:
+            return text
+        return f"#!/{_ROOT}/bin/".encode() + text[found.start(1) :]
+
+    def extract(self, source: str) -> Path:
+        self.count += 1
+        return self.from_tree.extract(source, self.scratch / f"{self.count}")
 
     def library(self, name: str) -> None:
         """Copies a shared library and those that it needs; the program's path finds them all."""
@@ -100,18 +118,17 @@ class _Maker:
         else:
             raise ImageError(f"tools: no package of the root holds the library {name}")
         self.from_tree.file(goal, self.from_tree.content(chain[-1]))
-        self.count += 1
-        file = self.from_tree.extract(chain[-1], self.scratch / f"{self.count}")
+        file = self.extract(chain[-1])
         for other in self._patchelf("--print-needed", file).split():
             self.library(other)
 
-    def _starts_with_elf(self, source: str) -> bool:
+    def _begin_of(self, source: str) -> bytes:
         content = self.from_tree.content(source)
         if isinstance(content, bytes):
-            return content.startswith(_ELF)
+            return content[: len(_ELF)]
         with content.path.open("rb") as file:
             file.seek(content.offset)
-            return content.size > 64 and file.read(4) == _ELF
+            return file.read(min(len(_ELF), content.size))
 
     @staticmethod
     def _patchelf(*words: str | Path) -> str:

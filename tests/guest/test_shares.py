@@ -22,7 +22,7 @@ def test_the_hosts_files_stay_the_users_own(shared_guest: Guest) -> None:
 
 
 def test_native_tools_run_in_an_empty_root(shared_guest: Guest) -> None:
-    """/tools lends gcc, as, ld, make and sh to a root that has nothing at all."""
+    """/tools lends gcc, as, ld, make, sh and meson to a root that has nothing at all."""
     with shared_guest.mounted():
         program = 'void _start(void) { for (;;) __asm__("mov r7, #1; mov r0, #42; swi 0"); }'
         script = f"""
@@ -32,10 +32,12 @@ def test_native_tools_run_in_an_empty_root(shared_guest: Guest) -> None:
             make 1>&2
             ./x || echo status $?
             as --version | sed -n 1p
+            meson --version
         """
         result = shared_guest.run(["sh", "-c", script], root="/work", timeout=240)
         assert result.status == 0, result
         assert result.stdout.startswith(b"status 42\nGNU assembler")
+        assert result.stdout.endswith(b"\n1.0.1\n")
     # What was lent is not left.
     left = set(os.listdir(shared_guest.work.path)) - {".virtfs_metadata"}
     assert left == {"Makefile", "x", "x.c", "x.o"}

@@ -1,4 +1,4 @@
-"""The twelve packages of examples/definitions, built twice, in stores that know nothing of each
+"""The thirteen packages of examples/definitions, built twice, in stores that know nothing of each
 other, with one guest and with two: the same bytes.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from guestctl.builder.store import Artifact, Store
 from tests.proof import ROOT, Proof
 
-TITLE = "Twelve packages from their upstream tarballs, twice"
+TITLE = "Thirteen packages from their upstream tarballs, twice"
 ARCH = "armv5l"
 GUESTS = {"first": 2, "second": 1}
 
