@@ -114,8 +114,6 @@ class Birth:
         if self._stopping():
             raise GuestctlError("it was stopped")
         if made_of is not None:
-            from guestctl import agent as _agent  # noqa: F401  # while QEMU starts
-
             _await_memory(made_of, timeout)
             load(self._folder.monitor, made_of.state)
         self._make_ready(made_of, timeout)
@@ -157,6 +155,7 @@ class Birth:
                 ram=made_of.memory if made_of else -1,
                 state=made_of.state if made_of else -1,
                 mark=str(self._folder.path),
+                meanwhile=_load_agent,
             )
         pids = {self.running.process.pid, *children(self.running.process.pid), self.running.pid}
         name = f"{self._folder.path.parent.name}-{spec.name}-{os.getpid()}"
@@ -177,7 +176,7 @@ class Birth:
 
     def _make_ready(self, made_of: MadeOf | None, timeout: float) -> None:
         """Waits for the agent and makes the guest usable; raises GuestLost."""
-        # Loaded while QEMU starts.
+        # Loaded while QEMU started.
         from guestctl.agent import Agent
         from guestctl.wire import Op, Tag
 
@@ -218,6 +217,11 @@ class Birth:
     def starved(self) -> float:
         """For how long the guest has waited for a processor."""
         return self._processor_time()[1]
+
+
+def _load_agent() -> None:
+    """Who has a QEMU started has nothing to do until its namespaces are there."""
+    from guestctl import agent  # noqa: F401
 
 
 def _await_memory(made_of: MadeOf, timeout: float) -> None:

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -177,11 +178,13 @@ def spawn(
     ram: int = -1,
     state: int = -1,
     mark: str = "",
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Running:
     """Starts QEMU; its own messages go to descriptor `log`. Raises HostLacks without a QEMU.
 
     `ram` and `state` are for a template or a clone of one, see guestctl.template. By `mark` those
-    who know no pid find what was started, see `marked`.
+    who know no pid find what was started, see `marked`. `meanwhile` is called while bubblewrap
+    makes the namespaces.
     """
     qemu_program(machine.target)
     ours, theirs = socket.socketpair()
@@ -209,6 +212,7 @@ def spawn(
         )
         os.close(write_info)
         write_info = -1
+        meanwhile()
         pid = _pid_of_confined(read_info) if confinement.namespaces else process.pid
     except BaseException:
         ours.close()
