@@ -70,15 +70,17 @@ class LinkedWriter(TreeWriter):
 
         :raise Unlinkable: something of it is not in the cache, or has too many links.
         """
-        # Where folders may be one and the same by a link, the order of entries counts.
-        if self._follow or max(path.count(b"/") for path in shape.paths) > _DEEP:
+        plots = None
+        if max(path.count(b"/") for path in shape.paths) <= _DEEP:
+            plots = self._plots(shape, source, fresh)
+        if plots is None:
             for number in range(len(shape.paths)):
                 folder = shape.folder(number)
                 self._folder_of(folder, source)
                 self._leaves(folder, source)
                 done(1 + len(folder.leaves))
             return
-        plots = self._plots(shape, source, fresh, done)
+        done(len(shape.paths) + sum(map(len, map(shape.leaves, range(len(shape.paths))))))
         if twofold:
             for index in heavy(plots):
                 self._ready(shape.folder(plots[index].number), source, inner=True)
@@ -103,10 +105,11 @@ class LinkedWriter(TreeWriter):
                     self._folder_of(replace(folder, implied=False), source)
                 self._leaves(folder if names is None else replace(folder, leaves=names), source)
 
-    def _plots(
-        self, shape: Shape, source: int, fresh: bool, done: Callable[[int], None]
-    ) -> list[Plot]:
-        """What is to be planted; folders that may stand there already are made, or looked at."""
+    def _plots(self, shape: Shape, source: int, fresh: bool) -> list[Plot] | None:
+        """What is to be planted; folders that may stand there already are made, or looked at.
+
+        None: a link of the tree leads to one. Two may then be the same, so that order counts.
+        """
         inner = {_parent(path) for path in shape.paths if path}
         plots = []
         new: set[bytes] = set()
@@ -121,11 +124,12 @@ class LinkedWriter(TreeWriter):
                 plots.append(Plot(path, leaves, number, True, holds, mtime, pairs))
             else:
                 here = self._ready(shape.folder(number), source, inner=holds)
+                if here.path != self._full(path):
+                    return None
                 if self._exact and (here.path in made or (fresh and not path)):
                     new.add(path)
                 if leaves:
                     plots.append(Plot(path, leaves, number))
-            done(1 + len(leaves))
         return plots
 
     def _ready(self, shape: FolderShape, source: int, *, inner: bool) -> Folder:
