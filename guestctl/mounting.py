@@ -84,7 +84,7 @@ class Mounting:
                 yield
             except BaseException:
                 # What went wrong first is what the caller must hear of.
-                with contextlib.suppress(GuestLost):
+                with contextlib.suppress(GuestLost, ShareError):
                     self._unmount_unless_left()
                 raise
             else:

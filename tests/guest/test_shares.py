@@ -55,6 +55,17 @@ def test_a_root_is_a_root(guest: Guest) -> None:
     assert set(os.listdir(guest.work.path / "r")) - {".virtfs_metadata"} == {"sub"}
 
 
+def test_what_went_wrong_first_is_what_is_heard_of(guest: Guest) -> None:
+    """Also where a command still uses the share, which then cannot be unmounted."""
+    with pytest.raises(ZeroDivisionError), guest.mounted():
+        running = guest.start(["sleep", "1000"], cwd="/work", timeout=300)
+        raise ZeroDivisionError
+    running.cancel()
+    running.wait()
+    with guest.mounted():
+        guest.run(["true"], timeout=60).check()
+
+
 @pytest.mark.parametrize("tool", ["sh", "sed", "grep", "cat", "rm"])
 def test_what_scripts_run_most_is_static(guest: Guest, tool: str) -> None:
     script = f"file -Lb $(command -v {tool})"
