@@ -32,12 +32,15 @@ def test_native_tools_run_in_an_empty_root(shared_guest: Guest) -> None:
             make 1>&2
             ./x || echo status $?
             as --version | sed -n 1p
-            meson --version
+            ninja --version
+            sed -n 1p /tools/bin/meson
+            python3 -c 'import mesonbuild; print(mesonbuild.__file__)'
         """
         result = shared_guest.run(["sh", "-c", script], root="/work", timeout=240)
         assert result.status == 0, result
         assert result.stdout.startswith(b"status 42\nGNU assembler")
-        assert result.stdout.endswith(b"\n1.0.1\n")
+        modules = b"/tools/lib/python3/dist-packages/mesonbuild/__init__.py"
+        assert result.stdout.endswith(b"\n1.11.1\n#!/tools/bin/python3\n" + modules + b"\n")
     # What was lent is not left.
     left = set(os.listdir(shared_guest.work.path)) - {".virtfs_metadata"}
     assert left == {"Makefile", "x", "x.c", "x.o"}
