@@ -1,4 +1,4 @@
-"""What libarchive does for us: rare compressions in, cpio in, xz and zstd out with threads.
+"""What libarchive does for us: rare compressions in, cpio in, zstd out.
 
 Only filters and the cpio format are enabled: its other formats can name local files (mtree) or
 are a needless surface. The library is called through libarchive-c's table of functions.
@@ -15,7 +15,7 @@ from typing import Any
 from guestctl.entry import Entry, clean_path, type_name
 from guestctl.errors import ArchiveError, HostLacks
 
-__all__ = ["FILTERS", "Compressor", "CpioReader", "filtered"]
+__all__ = ["FILTERS", "CpioReader", "filtered", "squeezed"]
 
 # Those that the library has in itself. With all of its filters it would start programs.
 FILTERS = ("zstd", "lz4", "lzip", "compress")
@@ -82,7 +82,6 @@ class _Lib:
         self.write_new = _typed(lib, "archive_write_new", p)
         self.write_raw = _typed(lib, "archive_write_set_format_raw", i, p)
         self.write_filter = _typed(lib, "archive_write_add_filter_by_name", i, p, s)
-        self.write_options = _typed(lib, "archive_write_set_filter_option", i, p, s, s, s)
         self.write_block = _typed(lib, "archive_write_set_bytes_per_block", i, p, i)
         self.write_open = _typed(lib, "archive_write_open", i, p, p, _OPEN, _WRITE, p)
         self.write_header = _typed(lib, "archive_write_header", i, p, p)
@@ -128,7 +127,8 @@ class _In:
             self.given += len(data)
             self.last = self.last[-_TRAILER:] + data
             self._block = ctypes.create_string_buffer(data, max(len(data), 1))
-            pointer[0] = ctypes.cast(self._block, ctypes.c_void_p)
+            # Not cast(), whose results are cycles: blocks would be kept until these are collected.
+            pointer[0] = ctypes.addressof(self._block)
             return len(data)
 
         self._pull = _READ(pull)
@@ -253,52 +253,35 @@ class CpioReader:
         self._in.close()
 
 
-class Compressor:
-    """Compresses through one of libarchive's filters with threads; the bytes go to `sink`."""
+def squeezed(data: bytes, kind: str) -> bytes:
+    """What one of libarchive's filters makes of `data`, as a stream of its own."""
+    lib = _Lib()
+    made: list[bytes] = []
 
-    def __init__(self, sink: Callable[[bytes], None], kind: str, threads: int) -> None:
-        self._lib = _Lib()
-        self._failure: BaseException | None = None
-        self._handle = self._lib.write_new()
+    def push(_archive: Any, _data: Any, pointer: int, size: int) -> int:
+        made.append(ctypes.string_at(pointer, size))
+        return size
 
-        def push(_archive: Any, _data: Any, pointer: int, size: int) -> int:
-            try:
-                sink(ctypes.string_at(pointer, size))
-            except BaseException as error:  # it must not cross the C frames
-                self._failure = error
-                return -1
-            return size
+    called = _WRITE(push)
+    handle = lib.write_new()
 
-        self._push = _WRITE(push)
-        if self._lib.write_filter(self._handle, kind.encode()) != _OK:
-            raise HostLacks(f"libarchive cannot write {kind}: {self._lib.why(self._handle)}")
-        # More than one thread always: the number of them must not change the bytes.
-        self._lib.write_options(
-            self._handle, kind.encode(), b"threads", str(max(2, threads)).encode()
-        )
-        self._lib.write_raw(self._handle)
-        self._lib.write_block(self._handle, 0)
-        self._check(self._lib.write_open(self._handle, None, _OPEN(), self._push, None))
-        entry = self._lib.entry_new()
-        self._lib.set_filetype(entry, stat.S_IFREG)
-        self._lib.set_pathname(entry, b"data")
-        self._check(self._lib.write_header(self._handle, entry))
-        self._lib.entry_free(entry)
-
-    def _check(self, status: int) -> None:
-        if self._failure is not None:
-            raise self._failure
+    def check(status: int) -> None:
         if status < 0:
-            why = self._lib.why(self._handle) or "unknown error"
-            raise ArchiveError(f"compressing: {why}")
+            raise ArchiveError(f"compressing: {lib.why(handle) or 'unknown error'}")
 
-    def write(self, data: bytes) -> None:
-        self._check(self._lib.write_data(self._handle, data, len(data)))
-
-    def finish(self) -> None:
-        self._check(self._lib.write_close(self._handle))
-
-    def close(self) -> None:
-        if self._handle:
-            self._lib.write_free(self._handle)
-            self._handle = None
+    try:
+        if lib.write_filter(handle, kind.encode()) != _OK:
+            raise HostLacks(f"libarchive cannot write {kind}: {lib.why(handle)}")
+        lib.write_raw(handle)
+        lib.write_block(handle, 0)
+        check(lib.write_open(handle, None, _OPEN(), called, None))
+        entry = lib.entry_new()
+        lib.set_filetype(entry, stat.S_IFREG)
+        lib.set_pathname(entry, b"data")
+        check(lib.write_header(handle, entry))
+        lib.entry_free(entry)
+        check(lib.write_data(handle, data, len(data)))
+        check(lib.write_close(handle))
+    finally:
+        lib.write_free(handle)
+    return b"".join(made)

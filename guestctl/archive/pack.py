@@ -27,7 +27,8 @@ Out = Path | BinaryIO
 
 _GZIP_PIECE = 1 << 20  # gzip looks back 32 KiB only
 _XZ_PIECE = 4 << 20
-# Memory is to stay below 100 MB: an encoder of xz takes 12 MB, one of zstd 30.
+_ZSTD_PIECE = 3 << 20  # its own threads would hold 100 MB of what does not compress
+# Memory is to stay below 100 MB: an encoder of xz takes 12 MB.
 _GZIP_THREADS = 8
 _THREADS = 2
 _BIG = 1 << 16
@@ -54,6 +55,12 @@ _XZ = [{"id": lzma.FILTER_LZMA2, "preset": 3, "dict_size": 1 << 20}]
 
 def _xz(data: bytes) -> bytes:
     return lzma.compress(data, lzma.FORMAT_XZ, lzma.CHECK_CRC64, filters=_XZ)
+
+
+def _zstd(data: bytes) -> bytes:
+    from guestctl.archive import libarc
+
+    return libarc.squeezed(data, "zstd")
 
 
 class _Pieces:
@@ -209,9 +216,7 @@ def _filter(name: str, raw: Callable[[bytes], None], threads: int) -> _Filter | 
     if name.endswith((".tar.xz", ".txz")):
         return _Pieces(raw, _THREADS, _xz, _XZ_PIECE)
     if name.endswith((".tar.zst", ".tzst")):
-        from guestctl.archive import libarc
-
-        return libarc.Compressor(raw, "zstd", _THREADS)
+        return _Pieces(raw, _THREADS, _zstd, _ZSTD_PIECE)
     if not name.endswith(".tar"):
         raise UsageError(
             f"{name}: its ending names no kind of archive",
