@@ -110,6 +110,8 @@ class Mounting:
         """
         mounts = _mounts(folders)
         targets = [target for target, _ in mounts]
+        if not any(share.mounted for share in self._shares.values()):
+            self.undo_leftovers()  # what a command kept from being unmounted the last time
         try:
             self._lock(targets)
             # One that was dirty before stays so: a later guest does not know what is missing.
@@ -180,7 +182,9 @@ class Mounting:
             raise
 
     def undo_leftovers(self) -> None:
-        """Undoes the mounts of a lease holder that died, perhaps before it had made them all."""
+        """Undoes mounts that outlived a `mounted`: of a lease holder that died, perhaps before
+        it had made them all, and those that a command still used. Raises ShareError if one does.
+        """
         if not self._folder.mounts.exists():
             return
         for target in reversed(self._targets()):

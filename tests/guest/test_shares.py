@@ -11,6 +11,7 @@ import pytest
 from guestctl import Guest, stage
 from guestctl.errors import ArchiveError, ShareError
 from tests.corpus import Member, tar_bytes
+from tests.fairness import until
 
 
 def test_the_hosts_files_stay_the_users_own(shared_guest: Guest) -> None:
@@ -59,10 +60,13 @@ def test_a_root_is_a_root(guest: Guest) -> None:
 
 
 def test_what_went_wrong_first_is_what_is_heard_of(guest: Guest) -> None:
-    """Also where a command still uses the share, which then cannot be unmounted."""
+    """Also where a command still uses the share, which then is unmounted the next time."""
     with pytest.raises(ZeroDivisionError), guest.mounted():
-        running = guest.start(["sleep", "1000"], cwd="/work", timeout=300)
+        running = guest.start(["sh", "-c", ": >x; exec sleep 1000"], cwd="/work", timeout=300)
+        until((guest.work.path / "x").exists)
         raise ZeroDivisionError
+    with pytest.raises(ShareError, match="still in use"), guest.mounted():
+        pass
     running.cancel()
     running.wait()
     with guest.mounted():
