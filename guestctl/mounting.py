@@ -59,6 +59,7 @@ class Mounting:
         self._shares = {WORK: work, _BASE: base}
         self._request = request
         self._left = False
+        self._in_use = False  # a command has kept it from being unmounted the last time
 
     @contextlib.contextmanager
     def mounted(self, sysroot: Sequence[str] | None = None) -> Iterator[None]:
@@ -110,8 +111,9 @@ class Mounting:
         """
         mounts = _mounts(folders)
         targets = [target for target, _ in mounts]
-        if not any(share.mounted for share in self._shares.values()):
-            self.undo_leftovers()  # what a command kept from being unmounted the last time
+        if self._in_use:
+            self.undo_leftovers()
+            self._in_use = False
         try:
             self._lock(targets)
             # One that was dirty before stays so: a later guest does not know what is missing.
@@ -175,6 +177,7 @@ class Mounting:
             self._request(Op.UNMOUNT, (Tag.TARGET, target.encode()))
         except RequestFailed as error:
             if error.errno == errno.EBUSY:
+                self._in_use = True
                 raise ShareError(
                     f"{target} is still in use in guest {self._folder.name}",
                     hint="wait for its commands, or cancel them, before leaving mounted()",

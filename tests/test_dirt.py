@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Callable
@@ -132,6 +133,20 @@ def test_what_could_not_be_written_out_is_dirty(
     with pytest.raises(RequestFailed), mounting.mounted():
         pass
     assert dirt_of(tree)
+
+
+def test_what_was_in_use_is_unmounted_the_next_time(
+    mounting: Mounting, agent: Agent, tree: Path
+) -> None:
+    agent.errors[Op.UNMOUNT] = RequestFailed("busy", errno=errno.EBUSY)
+    with pytest.raises(ShareError, match="still in use"), mounting.mounted():
+        pass
+    del agent.errors[Op.UNMOUNT]
+    seen = []
+    agent.meanwhile = seen.append
+    with mounting.mounted():
+        assert seen == [Op.UNMOUNT, Op.MOUNT]
+    assert not dirt_of(tree)
 
 
 def test_a_mount_that_failed_leaves_it_clean(mounting: Mounting, agent: Agent, tree: Path) -> None:
