@@ -7,6 +7,7 @@ are a needless surface. The library is called through libarchive-c's table of fu
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -97,12 +98,17 @@ class _Lib:
         return (self.error_string(handle) or b"").decode(errors="replace").strip()
 
 
+@functools.cache
+def _functions() -> _Lib:
+    return _Lib()
+
+
 class _In:
     """A read handle fed by a Python function."""
 
     def __init__(self, read: Callable[[int], bytes], name: str, *kinds: str) -> None:
         """`kinds` are some of `FILTERS`, or else it is cpio that is read."""
-        self.lib = _Lib()
+        self.lib = _functions()
         self.name = name
         self.at = ""  # the member being read, for messages
         self.failure: BaseException | None = None
@@ -255,7 +261,7 @@ class CpioReader:
 
 def squeezed(data: bytes, kind: str) -> bytes:
     """What one of libarchive's filters makes of `data`, as a stream of its own."""
-    lib = _Lib()
+    lib = _functions()
     made: list[bytes] = []
 
     def push(_archive: Any, _data: Any, pointer: int, size: int) -> int:
@@ -278,8 +284,10 @@ def squeezed(data: bytes, kind: str) -> bytes:
         entry = lib.entry_new()
         lib.set_filetype(entry, stat.S_IFREG)
         lib.set_pathname(entry, b"data")
-        check(lib.write_header(handle, entry))
-        lib.entry_free(entry)
+        try:
+            check(lib.write_header(handle, entry))
+        finally:
+            lib.entry_free(entry)
         check(lib.write_data(handle, data, len(data)))
         check(lib.write_close(handle))
     finally:
