@@ -335,11 +335,15 @@ def test_deep_trees_are_linked(tmp_path: Path) -> None:
     same(tmp_path / "links", tmp_path / "plain")
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("after", [0, 7])
 def test_a_second_process_that_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, how: signal.Signals
 ) -> None:
-    """What it has not done, or has but could not say, is done by the first."""
+    """What it has not done, or has but could not say, is done by the first; also where it is
+    stopped: then it is waited for, and killed before anybody does what it may be at.
+    """
+    monkeypatch.setattr(twofold, "_DEADLINE", 0.5)
     wanted = [Member(f"d{n % 12}/f{n}", data=b"%d" % n) for n in range(60)]
     source = archive(tmp_path / "many.tar", *wanted)
     stage(source, tmp_path / "plain")
@@ -350,7 +354,7 @@ def test_a_second_process_that_is_lost(
         nonlocal count
         count += os.getpid() != first
         if count > after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), how)
         link(*arguments, **options)  # type: ignore[arg-type]
 
     fork, children = os.fork, []

@@ -10,6 +10,8 @@ from __future__ import annotations
 import gc
 import marshal
 import os
+import select
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from guestctl.tree.planting import Bed, Left, Planter
 
 __all__ = ["plant_twofold"]
 
+_DEADLINE = 600  # seconds for what the child has still to do, one bed at most
 # What is left of each bed, by its index; None: all of it.
 Rest = list[tuple[int, Left | None]]
 
@@ -35,29 +38,38 @@ def plant_twofold(source: int, target: int, todo: Sequence[Bed], *, file_model: 
     os.close(theirs)
     done = 0
     rest: Rest = []
-    with open(ours, "rb") as pipe:
-        try:
-            with Planter(source, target, file_model=file_model) as planter:
-                while _claimed(tokens):
-                    if left := planter.plant(todo[done]):
-                        rest.append((done, left))
-                    done += 1
-                planter.finish()
-            told = pipe.read()
-        finally:
-            while _claimed(tokens):  # the child, too, is to end now
-                pass
-            os.close(tokens)
-            pipe.close()
-            os.waitpid(child, 0)
+    try:
+        with Planter(source, target, file_model=file_model) as planter:
+            while _claimed(tokens):
+                if left := planter.plant(todo[done]):
+                    rest.append((done, left))
+                done += 1
+            planter.finish()
+        told = _heard(ours)
+    finally:
+        # At once, whatever it does: it has said all, or is stopped, or nobody wants to hear it.
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(tokens)
+        os.close(ours)
     theirs_left: Rest
     try:
         theirs_left, failed = marshal.loads(told)
-    except EOFError:  # it was killed, with nothing or half of it said
+    except EOFError:  # it was killed or stopped, with nothing or half of it said
         return [*rest, *((number, None) for number in range(done, len(todo)))]
     if failed:
         raise OSError(failed, os.strerror(failed))
     return rest + theirs_left
+
+
+def _heard(pipe: int) -> bytes:
+    """What the child says until it ends, or says nothing more for too long."""
+    told = b""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    while poll.poll(_DEADLINE * 1000) and (data := os.read(pipe, 65536)):
+        told += data
+    return told
 
 
 def _claimed(tokens: int) -> bool:
