@@ -48,7 +48,7 @@ def test_the_device_layout_is_frozen() -> None:
     argv = qemu_argv(Machine.of(spec()), NUMBERS)
     devices = [argv[at + 1] for at, word in enumerate(argv) if word == "-device"]
     assert devices == [
-        "virtio-serial-pci",
+        "virtio-serial-pci,max_ports=2",
         "virtserialport,chardev=agent,name=org.guestctl.agent",
         "virtio-9p-pci,fsdev=work,mount_tag=work",
         "virtio-9p-pci,fsdev=base,mount_tag=base",

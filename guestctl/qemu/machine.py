@@ -38,7 +38,9 @@ DESCRIPTORS = ("agent", "monitor", "console", "scratch")
 # guest-init/dial.c has the other end: addresses, port and hardware address are the same there.
 CHANNELS: dict[str, tuple[str, ...]] = {
     "virtio": (
-        *("-device", "virtio-serial-pci"),
+        # The agent's port and the one that QEMU keeps for a console. It would have 31, each with
+        # two queues that every guest sets up, and every clone loads.
+        *("-device", "virtio-serial-pci,max_ports=2"),
         *("-chardev", "socket,id=agent,fd={agent},server=on,wait=off"),
         *("-device", "virtserialport,chardev=agent,name=org.guestctl.agent"),
     ),
