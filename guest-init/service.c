@@ -19,6 +19,7 @@ enum {
 	NAME = 64,
 	NAME_MS = 10000,		/* for the name to arrive */
 	FIRST = 0x80000000,
+	MUCH = CREDIT / 4,		/* less than this is not credited: most calls are over before */
 };
 
 enum service_state {
@@ -276,7 +277,7 @@ static bool send_one(struct agent *a, struct service *s)
 		return send_open(a, s);
 	if (s->state != OPEN)
 		return false;
-	return sink_send_credit(&s->to, &a->out, s->id) |
+	return (s->to.consumed >= MUCH && sink_send_credit(&s->to, &a->out, s->id)) |
 	       source_send(&s->from, &a->out, s->id, 0);
 }
 

@@ -41,6 +41,16 @@ static int take_path(char *path, const uint8_t *from, size_t length)
 	return 0;
 }
 
+/* A new file in the place of what is there: mostly that is nothing, and it takes the share long to look. */
+static int create(const char *path, mode_t mode)
+{
+	int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, fd = open(path, flags, mode);
+
+	if (fd >= 0 || errno != EEXIST)
+		return fd;
+	return unlink(path) < 0 && errno != ENOENT ? -1 : open(path, flags, mode);
+}
+
 int file_begin(const uint8_t *payload, size_t length)
 {
 	char path[PATH_MAX];
@@ -54,10 +64,10 @@ int file_begin(const uint8_t *payload, size_t length)
 	error = take_path(path, payload + FILE_HEADER, length - FILE_HEADER);
 	if (error)
 		return error;
-	if (!(flags & F_IN_PLACE) && unlink(path) < 0 && errno != ENOENT)
-		return errno;
-	file = open(path, O_WRONLY | O_CREAT | O_CLOEXEC |
-		    (flags & F_IN_PLACE ? O_TRUNC : O_EXCL), (mode_t)mode);
+	if (flags & F_IN_PLACE)
+		file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, (mode_t)mode);
+	else
+		file = create(path, (mode_t)mode);
 	return file < 0 ? errno : 0;
 }
 

@@ -14,6 +14,7 @@
 
 enum {
 	REQUEST_MAX = 1024 * 1024,	/* more than this is not offered to the host */
+	SMALL = 256,
 };
 
 extern char **environ;
@@ -53,10 +54,14 @@ bool talk_send(int host, const void *data, size_t length)
 
 bool talk_message(int host, int type, const void *data, size_t length)
 {
-	uint8_t head[MESSAGE] = { (uint8_t)type };
+	uint8_t whole[MESSAGE + SMALL] = { (uint8_t)type };
 
-	put32(head + 1, (uint32_t)length);
-	return talk_send(host, head, sizeof(head)) && talk_send(host, data, length);
+	put32(whole + 1, (uint32_t)length);
+	if (length > SMALL)
+		return talk_send(host, whole, MESSAGE) && talk_send(host, data, length);
+	/* In one piece, which is one frame to the host. */
+	memcpy(whole + MESSAGE, data, length);
+	return talk_send(host, whole, MESSAGE + length);
 }
 
 struct request {

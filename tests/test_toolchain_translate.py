@@ -274,6 +274,8 @@ def test_what_only_the_guest_can_judge() -> None:
     assert doubt(1, b"a.c:1: error: expected ';'") == ""
     assert doubt(1, b"cc1: internal compiler error: Killed") != ""
     assert doubt(1, b"a.c: Permission denied") != ""
+    assert doubt(1, b"gcc: fatal error: File size limit exceeded signal terminated program as")
+    assert doubt(1, b"collect2: fatal error: ld terminated with signal 25 [File size limit]")
     assert doubt(
         0, b"ld: warning: liba.so, needed by b, not found (try using -rpath or -rpath-link)"
     )

@@ -8,8 +8,12 @@ from guestctl import events
 from guestctl.agent import Agent, Job
 from guestctl.errors import OffloadError
 from guestctl.offload.messages import Decoder
+from guestctl.wire import CREDIT_WINDOW
 
 __all__ = ["Conversation"]
+
+# Less than this is not credited: most calls are over before.
+_MUCH = CREDIT_WINDOW // 4
 
 
 class Conversation:
@@ -20,13 +24,17 @@ class Conversation:
         self._agent = agent
         self._stream = stream
         self._decoder = Decoder()
+        self._uncredited = 0
 
     def messages(self) -> Iterator[tuple[bytes, bytes]]:
         """What the guest says, to its end; raises GuestLost, ProtocolError."""
         while True:
             match self._agent.take(self._stream, None):
                 case events.Output(data=data):
-                    self._agent.consumed(self._stream, 0, len(data))
+                    self._uncredited += len(data)
+                    if self._uncredited >= _MUCH:
+                        self._agent.consumed(self._stream, 0, self._uncredited)
+                        self._uncredited = 0
                     yield from self._decoder.feed(data)
                 case events.Ended() | events.StreamReset():
                     return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ class Slots:
     def __init__(self, runtime: Path, count: int = 0) -> None:
         self.count = count or len(os.sched_getaffinity(0))
         self._folder = private_directory(runtime / "slots")
+        # Of those of this process who wait for the same, one looks at a time: each would take as
+        # much of a processor for it. By whether a compile host's slot would do.
+        self._looking = {False: threading.Lock(), True: threading.Lock()}
 
     @contextmanager
     def taken(self, elsewhere: Sequence[CompileHost] = ()) -> Iterator[Slot]:
@@ -70,27 +74,41 @@ class Slots:
     def _take(
         self, deadline: float, elsewhere: Sequence[CompileHost]
     ) -> tuple[int, CompileHost | None]:
-        others = [(host, name) for host in elsewhere for name in self._names(host)]
-        waiting: int | None = None
+        looking = self._looking[bool(elsewhere)]
+        first = looking.acquire(blocking=False)
+        waiting = None if first else flocked(self._folder / _WAITING, shared=True)
         try:
-            while True:
-                # Everybody waits alike, so that no guest has more than its share in the long run;
-                # and whoever gives a slot back and wants it again comes after those who wait.
-                if waiting is not None or not self._others_wait():
-                    here = [(None, name) for name in random.sample(self._names(None), self.count)]
-                    there = random.sample(others, min(_TRIES, len(others)))
-                    for host, name in (*here, *there):
-                        handle = flocked(self._folder / name)
-                        if handle is not None:
-                            return handle, host
-                if time.monotonic() > deadline:
-                    raise OffloadError("no slot became free")
-                if waiting is None:
-                    waiting = flocked(self._folder / _WAITING, shared=True)
-                time.sleep(_POLL)
+            if not first and not looking.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                raise OffloadError("no slot became free")
+            try:
+                while True:
+                    # Everybody waits alike, so that no guest has more than its share in the long
+                    # run; and whoever gives a slot back and wants it again comes after those who
+                    # wait.
+                    if waiting is not None or not self._others_wait():
+                        found = self._free_one(elsewhere)
+                        if found is not None:
+                            return found
+                    if time.monotonic() > deadline:
+                        raise OffloadError("no slot became free")
+                    if waiting is None:
+                        waiting = flocked(self._folder / _WAITING, shared=True)
+                    time.sleep(_POLL)
+            finally:
+                looking.release()
         finally:
             if waiting is not None:
                 os.close(waiting)
+
+    def _free_one(self, elsewhere: Sequence[CompileHost]) -> tuple[int, CompileHost | None] | None:
+        others = [(host, name) for host in elsewhere for name in self._names(host)]
+        here = [(None, name) for name in random.sample(self._names(None), self.count)]
+        there = random.sample(others, min(_TRIES, len(others)))
+        for host, name in (*here, *there):
+            handle = flocked(self._folder / name)
+            if handle is not None:
+                return handle, host
+        return None
 
     def _others_wait(self) -> bool:
         """Somebody does, or looks at this very moment, too."""

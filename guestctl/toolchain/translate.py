@@ -121,7 +121,10 @@ def translate(
 # What the host's tools say when it is not the guest's own tool's word, and why.
 _DOUBTS = {
     b"internal compiler error": "the host's compiler broke down",
-    b"Killed signal": "the host's compiler was killed",
+    # By a driver of parts that have met a limit of the view, or the kernel's; and by collect2.
+    b" signal terminated program": "a limit of the host",
+    b" terminated with signal ": "a limit of the host",
+    b"File too large": "a limit of the host",
     b"virtual memory exhausted": "the host's memory",
     b"out of memory": "the host's memory",
     b"Cannot allocate memory": "the host's memory",
