@@ -250,6 +250,11 @@ int main(int argc, char **argv)
 	if (call.program && getcwd(call.cwd, sizeof(call.cwd))) {
 		file_home(call.cwd);
 		host = talk_connect();
+		/* While the share is written down, the agent tells the host who we are. */
+		if (host >= 0 && !talk_send(host, OFFLOAD, strlen(OFFLOAD))) {
+			close(host);
+			host = -1;
+		}
 		flush_share();
 		if (host >= 0 && talk_ask(host, &call))
 			answer();

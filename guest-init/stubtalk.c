@@ -91,8 +91,6 @@ bool talk_ask(int host, const struct call *call)
 
 	if (!r.data)
 		return false;
-	memcpy(r.data, OFFLOAD, strlen(OFFLOAD));
-	r.length = strlen(OFFLOAD);
 	put(&r, M_NAME, call->name, strlen(call->name));
 	put(&r, M_PROGRAM, call->program, strlen(call->program));
 	put(&r, M_CWD, call->cwd, strlen(call->cwd));
