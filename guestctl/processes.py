@@ -30,6 +30,13 @@ class ProcessId:
         except ProcessLookupError:
             return False
 
+    def stopped(self) -> bool:
+        """Whether it does not run because a signal has stopped it."""
+        try:
+            return self.alive() and _state_of(self.pid) == "T"
+        except ProcessLookupError:
+            return False
+
     def send(self, number: signal.Signals) -> bool:
         """Signals it, unless it is gone; says whether it was there."""
         try:

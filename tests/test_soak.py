@@ -12,6 +12,7 @@ import pytest
 
 from guestctl.errors import GuestLost
 from guestctl.places import Places
+from guestctl.processes import ProcessId
 from guestctl.soak import Report
 from guestctl.soak.errands import ERRANDS, Wrong
 from guestctl.soak.leaks import left_of_pool
@@ -75,6 +76,25 @@ def test_everything_has_its_weight() -> None:
         "kernel panic",
         "agent killed",
     }
+
+
+def test_a_pause_wakes_nobody_who_was_stopped_for_good() -> None:
+    class Folder:
+        def qemu(self) -> ProcessId:
+            return known
+
+    stop, pause = (MISCHIEF[what][0] for what in ("QEMU stopped", "QEMU paused"))
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        known = ProcessId.of(process.pid)
+        try:
+            pause(Folder(), random.Random(1))  # type: ignore[arg-type]
+            until(lambda: not known.stopped())
+            stop(Folder(), random.Random(1))  # type: ignore[arg-type]
+            until(known.stopped)
+            pause(Folder(), random.Random(1))  # type: ignore[arg-type]
+            assert known.stopped()
+        finally:
+            process.kill()
 
 
 def test_what_a_pool_leaves_is_found(tmp_path: Path) -> None:

@@ -38,9 +38,13 @@ def _supervisor(folder: GuestDir, rng: random.Random) -> None:
 
 
 def _pause(folder: GuestDir, rng: random.Random) -> None:
-    """For less time than makes it hung: nobody may notice."""
+    """For less time than makes it hung: nobody may notice.
+
+    One that was stopped for good stays so: woken just before its command's idle time-out, that
+    command would have it, which is no outcome that was known beforehand.
+    """
     qemu = folder.qemu()
-    if qemu is not None and qemu.send(signal.SIGSTOP):
+    if qemu is not None and not qemu.stopped() and qemu.send(signal.SIGSTOP):
         time.sleep(rng.uniform(0.1, _HOLD))
         qemu.send(signal.SIGCONT)
 
