@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestctl.builder.components import read_project
+from guestctl.builder.events import Outcome
 from guestctl.builder.graph import closure, in_order, longest_paths
 from guestctl.builder.keys import Inputs, differences, inputs_of_all
 from guestctl.builder.manifest import files_of
@@ -535,3 +536,16 @@ def test_products_are_checked_when_they_are_read() -> None:
     project = read_project({"a.morph": "{name: a, kind: chunk}", "DEFAULTS": rules}, "armv5l")
     chunk = project.components["a"].chunk
     assert Rules("a", chunk.products).of("usr/include/a.h") == "a-dev"
+
+
+# --- how a build ended ----------------------------------------------------------------------------
+
+
+def test_who_had_no_c_library_is_told_so() -> None:
+    logs = {"tool": Path("tool.log"), "library": Path("library.log")}
+    for failed, said in (("tool", True), ("library", False)):
+        outcome = Outcome(failed={failed: "configure: status 77"}, logs=logs, bare={"tool"})
+        with pytest.raises(BuildError) as caught:
+            outcome.check()
+        assert f"the log is {failed}.log" in caught.value.hint
+        assert ("without a C library" in caught.value.hint) == said

@@ -32,7 +32,9 @@ class Event:
 
 @dataclass
 class Outcome:
-    """How a build ended, by the names of components; `failed` says why, `logs` where it is told."""
+    """How a build ended, by the names of components; `failed` says why, `logs` where it is told,
+    and `bare` names those that had nothing in their sysroots.
+    """
 
     cached: list[str] = field(default_factory=list)
     built: list[str] = field(default_factory=list)
@@ -40,13 +42,19 @@ class Outcome:
     stopped: list[str] = field(default_factory=list)
     logs: dict[str, Path] = field(default_factory=dict)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
+    bare: set[str] = field(default_factory=set)
 
     def check(self) -> Outcome:
         """Returns itself when all was built; raises BuildError otherwise."""
         for name, why in self.failed.items():
             more = f" (and {len(self.failed) - 1} more)" if len(self.failed) > 1 else ""
             log = self.logs.get(name)
-            raise BuildError(f"{why}{more}", hint=f"the log is {log}" if log else "")
+            raise BuildError(f"{why}{more}", hint=self._hint(name, log) if log else "")
         if self.stopped:
             raise BuildError(f"not built: {', '.join(self.stopped)}")
         return self
+
+    def _hint(self, name: str, log: Path) -> str:
+        if name in self.bare:
+            return f"the log is {log}; the sysroot of {name} was empty, without a C library"
+        return f"the log is {log}"

@@ -266,6 +266,8 @@ class _Run:
         self.outcome.logs[name] = log
         begin = time.monotonic()
         job = self._job(name, source)
+        if not job.sysroot:
+            self.outcome.bare.add(name)
         rules = Rules(name, job.component.chunk.products)
         with open(log, "wb", buffering=0) as out:
             sandbox = Sandbox(

@@ -224,6 +224,7 @@ def test_a_failure_says_which_command_and_stops_what_needs_it(
     assert outcome.stopped == ["files"]
     with pytest.raises(BuildError, match=r"hello: build-commands: cc .* status 1"):
         outcome.check()
+    assert outcome.bare == {"say"}
     assert b"cannot find -lmissing" in outcome.logs["hello"].read_bytes()
     assert not list((folder / "failing" / "scratch").iterdir())
 
