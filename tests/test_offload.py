@@ -492,6 +492,39 @@ def test_slots_bound_what_runs_at_once(tmp_path: Path) -> None:
     assert running == 0
 
 
+def test_a_guest_that_others_leave_no_slot_gets_one_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as they do: what they run may have no end."""
+
+    def limit(**seconds: float) -> None:
+        for name, value in seconds.items():
+            monkeypatch.setattr(f"guestctl.offload.slots._{name}", value)
+
+    def has_none(guest: Slots) -> None:
+        with pytest.raises(OffloadError, match="no slot became free"), guest.taken():
+            pass
+
+    tmp_path.chmod(0o700)
+    limit(PATIENCE=0.1)
+    bomber, one, other = (Slots(tmp_path, 2) for _ in range(3))
+    with bomber.taken(), bomber.taken():
+        with one.taken() as slot, other.taken():
+            assert slot.waited > 0.1
+            # No guest has two, and in all there are no more than twice as many.
+            limit(DEADLINE=0.3)
+            for guest in (bomber, one, other, Slots(tmp_path, 2)):
+                has_none(guest)
+        limit(DEADLINE=FOREVER, PATIENCE=2 * FOREVER)
+        with one.taken():  # and the next one without waiting for long
+            assert one.free() == 0
+    with one.taken():  # one of the usual
+        assert one.free() == 1
+    with bomber.taken(), bomber.taken():
+        limit(DEADLINE=0.3)
+        has_none(one)
+
+
 def test_slots_are_shared_between_guests(tmp_path: Path) -> None:
     """As many callers of each wait all the time: each guest has about half of the turns."""
     tmp_path.chmod(0o700)

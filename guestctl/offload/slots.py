@@ -2,7 +2,8 @@
 
 A slot is a file, and whoever holds its lock uses it: a killed process gives it back. A compile host
 has slots of its own here, as many as it takes compilations. Who waits holds the lock of one more
-file together with all others who do, so that whoever comes sees that it is not the first.
+file together with all others who do, so that whoever comes sees that it is not the first. A guest
+to which others have long left no slot at all gets one more than there are.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = ["Slot", "Slots"]
 _WAITING = "waiting"
 _POLL = 0.003
 _DEADLINE = 600.0
+_PATIENCE = 20.0  # seconds in which a guest without a slot waits for one to become free
 _TRIES = 4  # slots elsewhere that are looked at in one turn
 
 
@@ -46,16 +48,20 @@ class Slots:
         # Of those of this process who wait for the same, one looks at a time: each would take as
         # much of a processor for it. By whether a compile host's slot would do.
         self._looking = {False: threading.Lock(), True: threading.Lock()}
+        self._lock = threading.Lock()
+        self._held = 0
+        self._crowded = False  # the last slot that we got was one more
 
     @contextmanager
     def taken(self, elsewhere: Sequence[CompileHost] = ()) -> Iterator[Slot]:
         """Holds a slot, of this host or else of one `elsewhere`. Raises OffloadError."""
         begin = time.monotonic()
-        handle, host = self._take(begin + _DEADLINE, elsewhere)
+        handle, host = self._take(begin, elsewhere)
         try:
             yield Slot(time.monotonic() - begin, host)
         finally:
             os.close(handle)
+            self._count(-1)
 
     def free(self, host: CompileHost | None = None) -> int:
         """How many are free at the moment, here or of a compile host."""
@@ -71,9 +77,14 @@ class Slots:
             return [str(number) for number in range(self.count)]
         return [f"{host.name}.{number}" for number in range(host.limit)]
 
+    def _count(self, more: int) -> None:
+        with self._lock:
+            self._held += more
+
     def _take(
-        self, deadline: float, elsewhere: Sequence[CompileHost]
+        self, begin: float, elsewhere: Sequence[CompileHost]
     ) -> tuple[int, CompileHost | None]:
+        deadline = begin + _DEADLINE
         looking = self._looking[bool(elsewhere)]
         first = looking.acquire(blocking=False)
         waiting = None if first else flocked(self._folder / _WAITING, shared=True)
@@ -86,8 +97,9 @@ class Slots:
                     # run; and whoever gives a slot back and wants it again comes after those who
                     # wait.
                     if waiting is not None or not self._others_wait():
-                        found = self._free_one(elsewhere)
+                        found = self._free_one(elsewhere) or self._one_more(begin)
                         if found is not None:
+                            self._count(1)
                             return found
                     if time.monotonic() > deadline:
                         raise OffloadError("no slot became free")
@@ -107,7 +119,20 @@ class Slots:
         for host, name in (*here, *there):
             handle = flocked(self._folder / name)
             if handle is not None:
+                self._crowded = False
                 return handle, host
+        return None
+
+    def _one_more(self, begin: float) -> tuple[int, CompileHost | None] | None:
+        """When all slots are others', and have been for long: what they run may be without end.
+        One at a time for a guest, and no more in all than there are slots."""
+        if self._held or not (self._crowded or time.monotonic() - begin > _PATIENCE):
+            return None
+        for number in range(self.count):
+            handle = flocked(self._folder / f"{number}+")
+            if handle is not None:
+                self._crowded = True
+                return handle, None
         return None
 
     def _others_wait(self) -> bool:
