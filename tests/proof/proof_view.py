@@ -1,9 +1,9 @@
 """Ten thousand rounds of changes in a real guest, seen by the host's tools the moment after.
 
 Whole rounds of writing, compiling and running by way of offload, on both security models, and a
-tenth as many with three calls of a view by hand in each. A round that meets a stale or truncated
-file ends the proof. With GUESTCTL_PROOF_ROUNDS it is another number, a multiple of 5,000; what was
-done before counts.
+twentieth as many with three calls of a view by hand in each. A round that meets a stale or
+truncated file ends the proof. With GUESTCTL_PROOF_ROUNDS it is another number, a multiple of
+10,000; what was done before counts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ARCH = "armv5l"
 MODELS = ("mapped-file", "mapped-xattr")
 JOBS = 4
 ROUNDS = int(os.environ.get("GUESTCTL_PROOF_ROUNDS", "10000"))
-BY_VIEW = ROUNDS // 10
+BY_VIEW = ROUNDS // 20
 AT_ONCE = 500  # rounds of a step, after which an interrupted proof goes on
 
 
