@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 __all__ = ["bound_socket", "connected_socket"]
+
+_TIMEOUT = 5.0
+_POLL = 0.01
 
 
 @contextmanager
@@ -35,11 +39,24 @@ def connected_socket(path: Path) -> socket.socket:
     """A unix socket connected to `path`; raises OSError."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # A full backlog would block for ever, so that a dead QEMU must not keep us.
-        made.settimeout(5)
+        made.settimeout(_TIMEOUT)
+        deadline = time.monotonic() + _TIMEOUT
         with _short_path(path) as name:
-            made.connect(name)
+            while not _connected(made, name):
+                # QEMU takes who came before us when it has time; a dead one must not keep us.
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"nobody has answered at {path} for {_TIMEOUT:g} s")
+                time.sleep(_POLL)
     except BaseException:
         made.close()
         raise
     return made
+
+
+def _connected(made: socket.socket, name: str) -> bool:
+    """False: the backlog is full, of which a socket with a time-out is told at once."""
+    try:
+        made.connect(name)
+    except BlockingIOError:
+        return False
+    return True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
 
 import pytest
 
+from guestctl import sockets
 from guestctl.errors import PoolError, UsageError
 from guestctl.rundir import GuestDir, PoolDir, flocked, pool_names, read_json, write_json
 from guestctl.share import remove_lock
@@ -26,6 +28,22 @@ def test_sockets_with_paths_of_any_length(tmp_path: Path) -> None:
         assert peer.recv(5) == b"hello"
         peer.close()
     assert (folder / "agent").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_backlog_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(bound_socket(tmp_path / "agent"))
+        # More than these do not fit until the server has taken one.
+        for _ in range(2):
+            stack.enter_context(connected_socket(tmp_path / "agent"))
+        monkeypatch.setattr(sockets, "_TIMEOUT", 0.1)
+        with pytest.raises(TimeoutError, match="nobody has answered"):
+            connected_socket(tmp_path / "agent")
+        monkeypatch.setattr(sockets, "_TIMEOUT", 60.0)
+        late = threading.Timer(0.1, lambda: stack.enter_context(server.accept()[0]))
+        late.start()
+        stack.enter_context(connected_socket(tmp_path / "agent"))
+        late.join()
 
 
 def test_a_lock_is_one_holders(tmp_path: Path) -> None:
