@@ -19,6 +19,7 @@ def test_the_small_system_is_from_upstream_tarballs() -> None:
     assert all(each.startswith(("debian:", "deb:linux-source-")) for each in tarballs)
     assert "compiler" in project.components
     assert "compiler" not in members
+    assert {"libstdc++", "luafmt"} <= set(members)
 
 
 def test_patches_are_there_and_nothing_needs_itself() -> None:
