@@ -275,6 +275,7 @@ def again(proof: Proof, project: Project) -> None:
     def copied() -> None:
         """The source cache, and the packages that the host's compilers are made from."""
         for name in ("sources", "packages"):
+            shutil.rmtree(cache / "guestctl" / name, ignore_errors=True)
             shutil.copytree(
                 proof.places.cache / name, cache / "guestctl" / name, copy_function=os.link,
                 symlinks=True, dirs_exist_ok=True,
