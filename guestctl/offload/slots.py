@@ -45,9 +45,6 @@ class Slots:
     def __init__(self, runtime: Path, count: int = 0) -> None:
         self.count = count or len(os.sched_getaffinity(0))
         self._folder = private_directory(runtime / "slots")
-        # Of those of this process who wait for the same, one looks at a time: each would take as
-        # much of a processor for it. By whether a compile host's slot would do.
-        self._looking = {False: threading.Lock(), True: threading.Lock()}
         self._lock = threading.Lock()
         self._held = 0
         self._crowded = False  # the last slot that we got was one more
@@ -61,7 +58,8 @@ class Slots:
             yield Slot(time.monotonic() - begin, host)
         finally:
             os.close(handle)
-            self._count(-1)
+            with self._lock:
+                self._held -= 1
 
     def free(self, host: CompileHost | None = None) -> int:
         """How many are free at the moment, here or of a compile host."""
@@ -77,40 +75,34 @@ class Slots:
             return [str(number) for number in range(self.count)]
         return [f"{host.name}.{number}" for number in range(host.limit)]
 
-    def _count(self, more: int) -> None:
-        with self._lock:
-            self._held += more
-
     def _take(
         self, begin: float, elsewhere: Sequence[CompileHost]
     ) -> tuple[int, CompileHost | None]:
-        deadline = begin + _DEADLINE
-        looking = self._looking[bool(elsewhere)]
-        first = looking.acquire(blocking=False)
-        waiting = None if first else flocked(self._folder / _WAITING, shared=True)
+        waiting: int | None = None
         try:
-            if not first and not looking.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                raise OffloadError("no slot became free")
-            try:
-                while True:
-                    # Everybody waits alike, so that no guest has more than its share in the long
-                    # run; and whoever gives a slot back and wants it again comes after those who
-                    # wait.
-                    if waiting is not None or not self._others_wait():
-                        found = self._free_one(elsewhere) or self._one_more(begin)
-                        if found is not None:
-                            self._count(1)
-                            return found
-                    if time.monotonic() > deadline:
-                        raise OffloadError("no slot became free")
-                    if waiting is None:
-                        waiting = flocked(self._folder / _WAITING, shared=True)
-                    time.sleep(_POLL)
-            finally:
-                looking.release()
+            while True:
+                # Everybody waits alike, so that no guest has more than its share in the long run;
+                # and whoever gives a slot back and wants it again comes after those who wait.
+                if waiting is not None or not self._others_wait():
+                    found = self._found(begin, elsewhere)
+                    if found is not None:
+                        return found
+                if time.monotonic() > begin + _DEADLINE:
+                    raise OffloadError("no slot became free")
+                if waiting is None:
+                    waiting = flocked(self._folder / _WAITING, shared=True)
+                time.sleep(_POLL)
         finally:
             if waiting is not None:
                 os.close(waiting)
+
+    def _found(
+        self, begin: float, elsewhere: Sequence[CompileHost]
+    ) -> tuple[int, CompileHost | None] | None:
+        with self._lock:
+            found = self._free_one(elsewhere) or self._one_more(begin)
+            self._held += found is not None
+            return found
 
     def _free_one(self, elsewhere: Sequence[CompileHost]) -> tuple[int, CompileHost | None] | None:
         others = [(host, name) for host in elsewhere for name in self._names(host)]
