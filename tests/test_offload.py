@@ -381,6 +381,12 @@ def test_what_is_no_request_is_refused(broken: list[tuple[bytes, bytes]]) -> Non
         Request.collect(iter(broken))
 
 
+def test_a_caller_that_asks_for_nothing_breaks_no_rule() -> None:
+    """It was killed, or keeps a request that is too large: its own program runs then."""
+    with pytest.raises(OffloadError):
+        Request.collect(iter(()))
+
+
 def test_messages_come_as_they_went_however_they_are_cut() -> None:
     sent = [message(b"A", b""), *pieces(b"d", bytes(100_000)), number(b"x", 3)]
     stream = b"".join(sent)

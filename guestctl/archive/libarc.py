@@ -288,7 +288,10 @@ def squeezed(data: bytes, kind: str) -> bytes:
             check(lib.write_header(handle, entry))
         finally:
             lib.entry_free(entry)
-        check(lib.write_data(handle, data, len(data)))
+        written = lib.write_data(handle, data, len(data))
+        check(written)
+        if written != len(data):
+            raise ArchiveError(f"compressing: {written} of {len(data)} bytes were taken")
         check(lib.write_close(handle))
     finally:
         lib.write_free(handle)

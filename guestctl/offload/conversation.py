@@ -24,17 +24,17 @@ class Conversation:
         self._agent = agent
         self._stream = stream
         self._decoder = Decoder()
-        self._uncredited = 0
 
     def messages(self) -> Iterator[tuple[bytes, bytes]]:
         """What the guest says, to its end; raises GuestLost, ProtocolError."""
+        uncredited = 0
         while True:
             match self._agent.take(self._stream, None):
                 case events.Output(data=data):
-                    self._uncredited += len(data)
-                    if self._uncredited >= _MUCH:
-                        self._agent.consumed(self._stream, 0, self._uncredited)
-                        self._uncredited = 0
+                    uncredited += len(data)
+                    if uncredited >= _MUCH:
+                        self._agent.consumed(self._stream, 0, uncredited)
+                        uncredited = 0
                     yield from self._decoder.feed(data)
                 case events.Ended() | events.StreamReset():
                     return

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from guestctl.errors import ProtocolError
+from guestctl.errors import OffloadError, ProtocolError
 
 __all__ = ["IN_PLACE", "MESSAGE_MAX", "Decoder", "Request", "message", "number", "pieces"]
 
@@ -80,7 +80,9 @@ class Request:
 
     @classmethod
     def collect(cls, messages: Iterator[tuple[bytes, bytes]]) -> Request:
-        """Takes messages up to GO; raises ProtocolError for what cannot be a call."""
+        """Takes messages up to GO; raises ProtocolError for what cannot be a call, and OffloadError
+        when there is none: its caller has left, or keeps what is too large for a request.
+        """
         facts: dict[str, bytes] = {}
         argv: list[bytes] = []
         environment: dict[bytes, bytes] = {}
@@ -102,6 +104,8 @@ class Request:
             else:
                 raise ProtocolError(f"an unexpected message {kind!r}")
         else:
+            if not size:
+                raise OffloadError("its caller has asked for nothing")
             raise ProtocolError("a request that is cut off")
         if not argv or set(facts) != set(_ONCE.values()) or len(facts["umask"]) != 4:
             raise ProtocolError("a request with parts missing")

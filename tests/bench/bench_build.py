@@ -126,8 +126,7 @@ def on_host(tarball: Path, cross: Cross, jobs: int, sysroot: Path) -> dict[str, 
 
 
 def main() -> None:
-    """`python -m tests.bench.bench_build NAME ...` measures some of them only."""
-    names = sys.argv[1:] or list(HOST)
+    """`python -m tests.bench.bench_build NAME ...` measures some of them, and what they need."""
     places = Places.of_user()
     image.build(ARCH, cache_dir=places.cache)
     install(ARCH, cache_dir=places.cache)
@@ -135,6 +134,8 @@ def main() -> None:
     os.environ.setdefault("XDG_DATA_HOME", str(places.cache / "bench"))
     builder = make_builder(FOLDER, ARCH)
     planner = builder.planner
+    wanted = planner.needed(sys.argv[1:] or HOST)
+    names = [name for name in HOST if name in wanted]
     builder.build(["sysroot"], lambda _work: Pool(ARCH, 2)).check()
     head = "".join(f"{step:>10}" for step in (*STEPS, "wall", "moving", "compile", "link"))
     print(f"{'seconds':<20}{head}")
