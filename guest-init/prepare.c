@@ -232,6 +232,7 @@ int prepare(struct agent *a, const struct fields *f, const char **what)
 		return error;
 	if ((error = build_root(what)))
 		return error;
+	map_less_around();
 	*what = "swap";
 	if ((error = start_swap(f)))
 		return error;

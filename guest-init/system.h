@@ -36,6 +36,12 @@ int terminal_open(bool plain, const struct winsize *window, int *master, int *co
 enum { MEMORY_FIGURES = 4 };
 int memory_status(uint64_t figures[MEMORY_FIGURES]);
 
+/*
+ * Has the kernel map 4 pages around one that is missed, not 16: under emulation, mapping what
+ * nobody reads costs more than the faults that it spares. A kernel without debugfs stays as it is.
+ */
+void map_less_around(void);
+
 /* swap.c */
 int swap_on(const char *path, uint32_t mebibytes);
 

@@ -81,6 +81,7 @@ class Recipe:
     static: tuple[StaticTool, ...]
     static_libraries: tuple[str, ...]
     tools: Tools
+    python: str = ""  # the host's, of the version that the root has: it writes the bytecode
 
 
 @dataclass(frozen=True, order=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from guestctl.errors import ImageError
+from guestctl.imaging.bytecode import add_bytecode
 from guestctl.imaging.filetree import Content, FileTree
 from guestctl.imaging.initramfs import Member, newc, stub_names, write_initramfs
 from guestctl.imaging.kernel import refused_symbols, uimage
@@ -277,3 +278,44 @@ def test_the_tar_of_a_tree_is_the_same_each_time(tmp_path: Path) -> None:
         tree.write(stream)
         digests.add(hashlib.sha256(stream.getvalue()).hexdigest())
     assert len(digests) == 1
+
+
+MODULE = "usr/lib/python3.11/pack/module"
+
+
+def bytecode(folder: Path, text: bytes) -> bytes:
+    """What the step of a root makes of a module."""
+    tree, made = FileTree(), []
+    tree.file(f"{MODULE}.py", text)
+    tree.file("usr/lib/python3/dist-packages/other.txt", b"not Python\n")
+
+    def work(step: Step) -> None:
+        add_bytecode(step, tree, "python3.11")
+        places = sorted(path for path in tree.nodes if path.endswith(".pyc"))
+        assert places == ["usr/lib/python3.11/pack/__pycache__/module.cpython-311.pyc"]
+        made.append(tree.extract(places[0], folder / "module.pyc").read_bytes())
+
+    workshop(folder).make("a", {"text": text.decode()}, work)
+    return made[0]
+
+
+def test_bytecode_is_what_python_takes_and_the_same_each_time(tmp_path: Path) -> None:
+    text = (
+        b"WORDS = {'one', 'two', 'three'}\nprint(__import__('sys')._getframe().f_code.co_filename)"
+    )
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        made.append(bytecode(tmp_path / name, text))
+    assert made[0] == made[1]
+    time_and_size = made[0][8:16]
+    assert time_and_size == bytes(4) + len(text).to_bytes(4, "little")
+    done = subprocess.run(
+        ["python3.11", tmp_path / "one/module.pyc"], check=False, capture_output=True, timeout=60
+    )
+    assert done.stdout == f"/{MODULE}.py\n".encode(), done.stderr
+
+
+def test_a_module_that_is_none_fails_the_image(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="SyntaxError"):
+        bytecode(tmp_path, b"def\n")

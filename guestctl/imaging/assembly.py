@@ -12,7 +12,7 @@ from typing import Any
 
 from guestctl import resources
 from guestctl.errors import ImageError
-from guestctl.imaging import hosttools, initramfs, kernel, rootfs, static, tools
+from guestctl.imaging import bytecode, hosttools, initramfs, kernel, rootfs, static, tools
 from guestctl.imaging.workshop import Progress, Step, Workshop
 from guestctl.packages import SOURCE, Archive, PackageGone, sha256_of
 from guestctl.recipe import Locked, Recipe, StaticTool
@@ -138,6 +138,7 @@ class Assembly:
         facts = self._facts(
             rootfs.VERSION, packages, tools.VERSION, sorted(path.name for path in built.values()),
             recipe.root, dict(recipe.links), asdict(recipe.tools), recipe.loader, recipe.triplet,
+            bytecode.VERSION, recipe.python,
         )  # fmt: skip
 
         def work(step: Step) -> None:

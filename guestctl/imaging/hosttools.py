@@ -23,9 +23,12 @@ def versions(recipe: Recipe) -> dict[str, str]:
 
     Raises HostLacks that names all that are missing and their packages.
     """
+    needed = dict(recipe.host)
+    if recipe.python:  # bytecode is the same in all of a version, so its package is no input
+        needed[recipe.python] = f"{recipe.python}-minimal"
     missing = {
         program: package
-        for program, package in recipe.host.items()
+        for program, package in needed.items()
         if not (Path(program).exists() if "/" in program else shutil.which(program, path=_PATH))
     }
     if missing:

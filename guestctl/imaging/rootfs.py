@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from guestctl.errors import ImageError
+from guestctl.imaging.bytecode import add_bytecode
 from guestctl.imaging.filetree import Content, FileTree, Node
 from guestctl.imaging.squashfs import write_squashfs
 from guestctl.imaging.tools import add_tools
@@ -68,6 +69,8 @@ def build_root(
         tree.link(path, target)
         if not tree.resolve(path):
             raise ImageError(f"links: {path}: there is no {target} to link to")
+    if recipe.python:
+        add_bytecode(step, tree, recipe.python)
     add_tools(step, tree, recipe)
     _add_static(tree, recipe, static, commands, "tools/bin")
     write_squashfs(step, tree, step.out / "root")

@@ -31,6 +31,13 @@ def test_a_program_lies_where_it_lay_before(guest: Guest) -> None:
     assert maps[0] == maps[1]
 
 
+def test_a_fault_maps_few_pages(guest: Guest) -> None:
+    """Init sees to it by debugfs, and leaves none of it to be seen."""
+    look = "mount -t debugfs none /mnt && cat /mnt/fault_around_bytes; umount /mnt"
+    assert text(guest, "sh", "-c", look) == "16384\n"
+    assert "debugfs" not in text(guest, "cat", "/proc/mounts")
+
+
 @pytest.mark.channels("tcp", "serial")
 @pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 3", 3), ("exit 255", 255)])
 def test_statuses(guest: Guest, script: str, status: int) -> None:

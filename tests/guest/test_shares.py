@@ -35,7 +35,10 @@ def test_native_tools_run_in_an_empty_root(shared_guest: Guest) -> None:
             as --version | sed -n 1p
             ninja --version
             sed -n 1p /tools/bin/meson
-            python3 -c 'import mesonbuild; print(mesonbuild.__file__)'
+            python3 -v -c 'import mesonbuild; print(mesonbuild.__file__)' 2>loads
+            grep -q 'pyc matches ' loads
+            if grep '^# wrote ' loads; then exit 1; fi
+            rm loads
         """
         result = shared_guest.run(["sh", "-c", script], root="/work", timeout=240)
         assert result.status == 0, result
