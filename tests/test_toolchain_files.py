@@ -91,3 +91,19 @@ def test_a_stamp_changes_with_its_file(files: GuestFiles, share: GuestShare) -> 
 def test_what_the_host_cannot_see_is_known(files: GuestFiles) -> None:
     assert files.visible(b"/usr/none")
     assert not files.visible(b"/tmp/x")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "holds"),
+    [
+        (b"/work/d/", b"real", True),
+        (b"/work/folder/", b"alias", True),
+        (b"/mnt/deep", b"alias", True),
+        (b"/work/d", b"as", False),
+        (b"/work", b"self", True),  # a link that leads nowhere
+        (b"/tmp", b"as", True),  # out of sight
+        (b"/mnt", b"as", True),  # in part
+    ],
+)
+def test_names_in_a_folder(files: GuestFiles, folder: bytes, name: bytes, holds: bool) -> None:
+    assert files.holds(folder, [b"x", name]) == holds

@@ -98,6 +98,7 @@ REFUSED = [
     "gcc --specs=./x -c a.c",
     "gcc -B. -c a.c",
     "gcc -B ./x -c a.c",
+    "gcc -Bx/ -c a.c",
     "gcc --prefix=x -c a.c",
     "gcc --print-prog-name=objdump",
     "gcc -b arm -c a.c",
@@ -174,6 +175,16 @@ def test_refused(line: str) -> None:
     made = call(line)
     assert isinstance(made, Refusal), made
     assert made.reason
+
+
+@pytest.mark.parametrize(
+    ("word", "passed"), [("-Bown/", True), ("-Bown", False), ("-B/x/", False), ("-B", False)]
+)
+def test_a_folder_that_is_searched_first_must_have_no_program(word: str, passed: bool) -> None:
+    pairing = Pairing(TOOLCHAIN, "gcc", b"/usr/bin/x", "/usr", (), ())
+    argv = [b"gcc", b"-shared", word.encode(), b"a.o"]
+    made = translate(pairing, b"/usr/bin/gcc", argv, {}, bare=b"own/".__eq__)
+    assert isinstance(made, Command) == passed
 
 
 @pytest.mark.parametrize(

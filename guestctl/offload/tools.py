@@ -15,12 +15,12 @@ from guestctl.offload.hosts import HostBook
 from guestctl.offload.machines import Machines
 from guestctl.offload.messages import Request
 from guestctl.offload.names import STUBS
-from guestctl.offload.place import Place, Unseen, locate
+from guestctl.offload.place import Place, Unseen, locate, within
 from guestctl.offload.relay import Relay, split_call
 from guestctl.offload.relaying import Register, relayed
 from guestctl.offload.slots import Slot, Slots
 from guestctl.offload.words import hidden_path, is_compilation, shows_columns
-from guestctl.toolchain import GuestFiles, Refusal, Toolchain, check_object
+from guestctl.toolchain import GuestFiles, Pairing, Refusal, Toolchain, bare, check_object
 from guestctl.toolchain.response import Response, expand
 from guestctl.toolchain.translate import ENVIRONMENT, doubt, translate
 from guestctl.view import Bind, Call, Outcome, Tree, View, Written
@@ -134,7 +134,14 @@ class Tools:
         environ = {
             name: request.environment[name] for name in ENVIRONMENT if name in request.environment
         }
-        command = translate(pairing, request.program, request.argv, environ, response)
+        command = translate(
+            pairing,
+            request.program,
+            request.argv,
+            environ,
+            response,
+            lambda folder: self._bare(posixpath.join(request.cwd, folder), place, pairing),
+        )
         if isinstance(command, Refusal):
             return StepDown(command.reason)
         call = Call(
@@ -165,6 +172,16 @@ class Tools:
             return text
 
         return read
+
+    def _bare(self, folder: bytes, place: Place, pairing: Pairing) -> bool:
+        """Whether a call may have this folder searched before the compiler's own."""
+        files = GuestFiles(self._trees, place.mounts)
+        try:
+            real = files.realpath(folder)
+        except OSError:
+            return False
+        seen = not any(within(real, at) or within(at, real) for at in place.hidden)
+        return seen and bare(files, real, pairing.toolchain.triplet)
 
     def _first_step(self, request: Request, place: Place, response: Response) -> StepDown | None:
         """Where a call whose compiler is known must go, other than to the host; None: nowhere.

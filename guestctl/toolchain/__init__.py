@@ -9,7 +9,7 @@ from guestctl.toolchain.elf import check_object
 from guestctl.toolchain.facts import Mismatch, Pairing, Program, Toolchain
 from guestctl.toolchain.files import GuestFiles
 from guestctl.toolchain.install import find, install, installed, lock, recipe
-from guestctl.toolchain.pair import identify, pair
+from guestctl.toolchain.pair import bare, identify, pair
 from guestctl.toolchain.translate import ENVIRONMENT, Command, Refusal, doubt, translate
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Program",
     "Refusal",
     "Toolchain",
+    "bare",
     "check_object",
     "doubt",
     "find",

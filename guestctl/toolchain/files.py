@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import BinaryIO
 
 from guestctl.errors import TreeError
@@ -96,6 +97,24 @@ class GuestFiles:
         """Whether the host sees what is at `path`, be it nothing."""
         at = max((m for m in self._mounts if _covers(m, path)), key=len, default=None)
         return at is not None and self._mounts[at].tree is not None
+
+    def holds(self, folder: bytes, names: Iterable[bytes]) -> bool:
+        """Whether a folder has one of the names, be it a link that leads nowhere. What the host
+        cannot see is taken to have it.
+        """
+        real = self.realpath(folder)
+        if not self.visible(real) or any(_covers(real, at) and at != real for at in self._mounts):
+            return True
+        for name in names:
+            inner, last, _ = self._parent(posixpath.join(real, name))
+            try:
+                os.stat(last, dir_fd=inner, follow_symlinks=False)
+                return True
+            except FileNotFoundError:
+                continue
+            finally:
+                os.close(inner)
+        return False
 
     def _parent(self, path: bytes) -> tuple[int, bytes, str | None]:
         """The folder, open, in which the host has `path`, its name there, and the tree's model."""

@@ -15,11 +15,12 @@ from guestctl.toolchain.fitting import texts_of
 from guestctl.toolchain.identity import identity_of
 from guestctl.toolchain.options import DRIVERS
 
-__all__ = ["Identify", "identify", "pair"]
+__all__ = ["Identify", "bare", "identify", "pair"]
 
 _OF_THE_DRIVER = ("cc1", "cc1plus", "collect2", "lto-wrapper", "liblto_plugin.so")
 _SEARCHED = ("as", "ld")  # in the compiler's folders, then in PATH
 _PREFERRED = ("specs", "real-ld", "collect-ld")  # what would come before what we know
+_OTHERS = ("lto1", "nm", "gnm", "strip", "gstrip")  # what collect2 looks for besides
 # Folders of headers whose real names are compiled into the toolchain.
 _HEADERS = (
     "{prefix}/include/c++/{major}",
@@ -63,6 +64,17 @@ def pair(
                 prefix = real[: -len(own.path) - 1].decode(errors="replace")
                 return _Pairer(files, toolchain, prefix, path, identity).pair(real, own)
     return _unknown(files, real, found, toolchains)
+
+
+def bare(files: GuestFiles, folder: bytes, triplet: str) -> bool:
+    """Whether no part of a compiler is in a folder that a call would have searched before the
+    compiler's own (-B): then nothing but headers and what is linked can come from there.
+    """
+    names = (*_OF_THE_DRIVER, *_SEARCHED, *_PREFERRED, *_OTHERS, triplet)
+    try:
+        return not files.holds(folder, [name.encode() for name in names])
+    except OSError:
+        return False
 
 
 def _shown(path: bytes) -> str:

@@ -7,7 +7,7 @@ words under the same names. What is left is to refuse what would not come out th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from guestctl.errors import UsageError
@@ -87,12 +87,14 @@ def translate(
     argv: Sequence[bytes],
     environ: Mapping[bytes, bytes],
     response: Response = lambda name: None,
+    bare: Callable[[bytes], bool] = lambda folder: False,
 ) -> Command | Refusal:
     """Returns what the host must run so that the outcome is that of the guest's own program.
 
     `program` is the path of what the guest would have executed: the next of its name in PATH after
     the stub. `argv` is as the stub got it; `environ` holds at least what ENVIRONMENT names of the
-    caller's. `response` reads the files that words such as @FILE name.
+    caller's. `response` reads the files that words such as @FILE name; `bare` says of a folder,
+    whose name ends in a slash, that no part of a compiler is in it.
     """
     if not argv:
         return Refusal("a call without a name")
@@ -100,7 +102,7 @@ def translate(
         words = [_text(word) for word in expand(argv[1:], response)]
         kept = _environment(environ)
         if pairing.role in DRIVERS:
-            driver = _Driver(pairing.role, words)
+            driver = _Driver(pairing.role, words, bare)
             reads = driver.check(linking_library=_LINKING in environ)
             added = _GUARD if driver.compiles() else ()
         else:
@@ -176,8 +178,8 @@ def _environment(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
 class _Driver:
     """The words of one call of gcc, g++ or cpp."""
 
-    def __init__(self, role: str, words: Sequence[str]) -> None:
-        self.role, self.words = role, words
+    def __init__(self, role: str, words: Sequence[str], bare: Callable[[bytes], bool]) -> None:
+        self.role, self.words, self.bare = role, words, bare
         self.inputs: list[str] = []
         self.options: list[str] = []
 
@@ -208,6 +210,11 @@ class _Driver:
     def option(self, word: str, waiting: Iterator[str]) -> None:
         if word.startswith(("--print-", "--dump")):
             word = word[1:]
+        if word.startswith("-B"):
+            # What is linked may come from there, but no program.
+            folder = word[2:] or next(waiting, "")
+            if folder.endswith("/") and self.bare(folder.encode("utf-8", "surrogateescape")):
+                return
         for start, reason in COMPILER.refused.items():
             if word.startswith(start) and word not in COMPILER.known:
                 raise _Refused(f"{word}: {reason}")

@@ -87,6 +87,8 @@ gcc -c a.c; chmod 600 a.o; strip -g a.o
 arm-linux-gnueabi-gcc -c a.c && gcc-12 -c m.c
 cd sub && gcc -I.. -c ../a.c && gcc -I../real -g -c "$PWD/../a.c" -o b.o
 seq 3 | while read x; do gcc -c a.c; echo $x; done
+mkdir own; gcc -c t.S -o own/crti.o; gcc -shared -fPIC -Bown/ a.c -o l.so; nm l.so
+~mkdir own; printf '#!/bin/sh\necho own "$1"\n' >own/as; chmod +x own/as; gcc -Bown/ -c a.c
 """
 
 

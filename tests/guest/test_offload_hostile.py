@@ -37,7 +37,7 @@ ATTACKS = {
     "plugin": "gcc -fplugin=./x.so x.c",
     "linker-plugin": "gcc -Wl,-plugin,./x.so x.c",
     "specs": "printf '*cc1:\\n+ -B./\\n' >s; gcc -specs=./s -c x.c",
-    "B": "gcc -B. -c x.c -o b.o",
+    "B": "gcc -B. -c x.c -o b.o; gcc -B./ -c x.c -o b.o; gcc -B $PWD/ x.c",
     "wrapper": "gcc -wrapper ./evil x.c",
     "CPATH": f"CPATH={SECRET.parent} gcc -E -include {SECRET.name} x.c",
     "COMPILER_PATH": "COMPILER_PATH=$PWD gcc -c x.c",
