@@ -11,29 +11,32 @@ import functools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tarfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from guestctl.builder.components import Project, load_project
-from guestctl.builder.graph import closure, in_order
-from guestctl.builder.store import Artifact, Store
 from guestctl.definitions import Device
 from tests.console import Console
 from tests.proof import ROOT, Proof
 from tests.proof.picture import screen
+from tests.proof.systems import (
+    ARCH,
+    DEFINITIONS,
+    again,
+    artifacts,
+    calls,
+    entries,
+    guestctl,
+    loaders,
+    seconds,
+)
 from tests.tutorial import commands_of, section
 
 TITLE = "A bootable ARMv5 system from source, by an ordinary user"
-ARCH = "armv5l"
-DEFINITIONS = ROOT / "images" / "systems"
 SYSTEM = "small"
 AGAIN = os.environ.get("GUESTCTL_SYSTEM_AGAIN", "").split()
 LOCAL = ("zlib",)  # the second time by the guest's own compiler
-STRANGER = "4321"  # the uid, and gid, that all programs of the second build see
 # What is typed as root once the system is up, and what comes of it. No line is as wide as the
 # console, which has 80 columns.
 SAYING = {
@@ -65,7 +68,7 @@ def prove(proof: Proof) -> None:
     for kind in ("ext4", "squashfs"):
         booted(proof, kind, project)
     proof.step("pictured", functools.partial(pictured, proof))
-    again(proof, project)
+    again(proof, project, project.systems[SYSTEM], AGAIN, LOCAL)
 
 
 def typed(proof: Proof) -> None:
@@ -95,29 +98,15 @@ def typed(proof: Proof) -> None:
 
 
 def built(proof: Proof, project: Project) -> None:
-    manifests = artifacts(proof, project.systems[SYSTEM])
+    parts = artifacts(proof, project.systems[SYSTEM])
     made = project.systems[SYSTEM]
     chunks = [project.components[name].chunk for name in made]
-    calls = {
-        where: sum(each.manifest["ledger"].get(where, 0) for each in manifests)
-        for where in ("offload", "distcc", "guest")
-    }
-    seconds = sum(sum(each.manifest["seconds"].values()) for each in manifests)
     from_debian = [each.name for each in chunks if each.tarball.startswith(("debian:", "deb:"))]
     proof.fact("built as", f"an ordinary user, uid {os.getuid()}")
     proof.fact("components of the system", f"{len(made)}: {', '.join(made)}")
     proof.fact("of these from Debian's tarballs", len(from_debian))
-    proof.fact("seconds of their builds, one after the other", f"{seconds:.0f}")
-    proof.fact(
-        "calls of compilers and binutils",
-        ", ".join(f"{n} by {where}" for where, n in calls.items()),
-    )
-
-
-def artifacts(proof: Proof, names: Iterable[str], data: Path | None = None) -> list[Artifact]:
-    """The newest artifact of each name."""
-    store = Store(data / "guestctl" if data else proof.places.data)
-    return [store.find(name) for name in names]
+    proof.fact("seconds of their builds, one after the other", f"{seconds(parts):.0f}")
+    proof.fact("calls of compilers and binutils", calls(parts))
 
 
 def assembled(proof: Proof, project: Project) -> None:
@@ -142,28 +131,9 @@ def assembled(proof: Proof, project: Project) -> None:
     proof.fact("device nodes", len(nodes))
     assert setuid == ["bin/busybox"]
     assert "home/user" in others
-    proof.fact("programs with a loader, all of them musl's", loaders(tar))
-
-
-def entries(tar: Path) -> dict[str, tarfile.TarInfo]:
-    with tarfile.open(tar) as archive:
-        return {entry.name.removeprefix("./"): entry for entry in archive}
-
-
-def loaders(tar: Path) -> int:
-    """How many programs ask for a loader; each must ask for musl's."""
-    found = 0
-    with tarfile.open(tar) as archive:
-        for entry in archive:
-            content = archive.extractfile(entry) if entry.isreg() else None
-            if content is None or content.read(4) != b"\x7fELF":
-                continue
-            content.seek(0)
-            asked = re.search(rb"/lib/ld-[a-z.0-9-]+\0", content.read(4096))
-            if asked:
-                assert asked[0] == LOADER.encode() + b"\0", (entry.name, asked[0])
-                found += 1
-    return found
+    asked = loaders(tar)
+    assert set(asked) == {LOADER}, asked
+    proof.fact("programs with a loader, all of them musl's", len(asked[LOADER]))
 
 
 # --- booted ---------------------------------------------------------------------------
@@ -180,7 +150,7 @@ def booted(proof: Proof, kind: str, project: Project) -> None:
 def used(proof: Proof, kind: str, project: Project) -> dict[str, object]:
     """Logs in on the console, looks around, and finds what the definitions demand."""
     out = proof.folder / f"{SYSTEM}.{kind}"
-    boot = [sys.executable, "-m", "guestctl", "system", "boot", str(out), "--arch", ARCH]
+    boot = guestctl("system", "boot", out, "--arch", ARCH)
     nodes = [node for name in project.systems[SYSTEM] for node in _devices(project, name)]
     with Console(boot) as console:
         console.await_(rb"login: ")
@@ -226,8 +196,8 @@ def pictured(proof: Proof) -> None:
     plot = re.search(r"<svg .*?</svg>", page, re.DOTALL)
     assert plot is not None
     (ROOT / "docs" / "build.svg").write_text(plot[0] + "\n")
-    out = str(proof.folder / f"{SYSTEM}.ext4")
-    boot = [sys.executable, "-m", "guestctl", "system", "boot", out, "--arch", ARCH]
+    out = proof.folder / f"{SYSTEM}.ext4"
+    boot = guestctl("system", "boot", out, "--arch", ARCH)
     with Console(boot) as console:
         console.await_(rb"login: ")
         for line in ("root", "lua -v", "ls -l /bin/busybox /mnt/dev/console", ASKING):
@@ -253,78 +223,3 @@ def demanded(node: Device) -> str:
 
 def _last_word(line: str) -> str:
     return line.rsplit(maxsplit=1)[-1]
-
-
-# --- built again ----------------------------------------------------------------------------------
-
-
-def again(proof: Proof, project: Project) -> None:
-    """All components a second time, or AGAIN and what these need: from nothing, elsewhere,
-    by somebody else, with another number of guests. What is not equal is listed, file by file.
-    """
-    data, cache = proof.folder / "again", proof.folder / "cache"
-    needs = {name: each.needs for name, each in project.components.items()}
-    members = project.systems[SYSTEM]
-    wanted = closure(needs, AGAIN or members)
-    order = [name for name in in_order(needs) if name in wanted]
-    bundle = proof.folder / f"{ARCH}.bundle"
-    env = {**os.environ, "XDG_DATA_HOME": str(data), "XDG_CACHE_HOME": str(cache)}
-    alone = ["bwrap", "--dev-bind", "/", "/", "--unshare-net", "--unshare-user"]
-    alone += ["--uid", STRANGER, "--gid", STRANGER, sys.executable, "-m", "guestctl"]
-
-    def copied() -> None:
-        """The source cache, and the packages that the host's compilers are made from."""
-        for name in ("sources", "packages"):
-            shutil.rmtree(cache / "guestctl" / name, ignore_errors=True)
-            shutil.copytree(
-                proof.places.cache / name, cache / "guestctl" / name, copy_function=os.link,
-                symlinks=True, dirs_exist_ok=True,
-            )  # fmt: skip
-
-    def offline(*words: object) -> None:
-        subprocess.run([*alone, *map(str, words)], check=True, env=env, cwd=ROOT)
-
-    def nothing() -> None:
-        for folder in (data, cache):
-            shutil.rmtree(folder, ignore_errors=True)
-
-    proof.step("what an earlier run built again, removed", nothing)
-    export = [sys.executable, "-m", "guestctl", "image", "export", ARCH, str(bundle)]
-    proof.step("image exported", functools.partial(subprocess.run, export, check=True, cwd=ROOT))
-    proof.step("caches copied", copied)
-    proof.step("image imported", functools.partial(offline, "image", "import", bundle))
-    proof.step("toolchain installed", functools.partial(offline, "toolchain", "install", ARCH))
-
-    def build(name: str) -> None:
-        offload = "off" if name in LOCAL else "auto"
-        words = ("build", DEFINITIONS, name, "--arch", ARCH, "-n", 1, "--offline")
-        offline(*words, "--offload", offload)
-
-    for name in order:
-        proof.step(f"{name} built again", functools.partial(build, name))
-    equal: list[str] = []
-    differing: list[str] = []
-    for first, second in zip(artifacts(proof, order), artifacts(proof, order, data), strict=True):
-        assert first.key == second.key, first.name
-        same = first.tar.read_bytes() == second.tar.read_bytes()
-        (equal if same else differing).append(first.name)
-        if not same:
-            proof.fact(f"{first.name}: files that differ", ", ".join(different(first, second)))
-        calls = second.manifest["ledger"]
-        assert first.name not in LOCAL or not calls.get("offload"), calls
-    proof.fact(
-        f"built again elsewhere, as uid {STRANGER}, one guest, no network: bit-identical",
-        ", ".join(equal),
-    )
-    proof.fact("of these without acceleration", ", ".join(n for n in LOCAL if n in equal))
-    proof.fact("built again, with other bytes", ", ".join(differing) or "none")
-    left = [name for name in members if name not in order]
-    proof.fact("not built again", ", ".join(left) or "none")
-
-
-def different(first: Artifact, second: Artifact) -> list[str]:
-    """The paths that are not the same in both."""
-    one, other = (
-        {facts["path"]: facts for facts in each.manifest["files"]} for each in (first, second)
-    )
-    return sorted(path for path in {*one, *other} if one.get(path) != other.get(path))
