@@ -13,9 +13,13 @@ import pytest
 
 from guestctl import image, toolchain
 from guestctl.errors import HostLacks, ImageError, UsageError
+from guestctl.offload import compilers
+from guestctl.offload.compilers import Compilers
+from guestctl.offload.place import Place
 from guestctl.places import Places
 from guestctl.toolchain import Command, GuestFiles, Mismatch, Pairing, Toolchain
 from guestctl.toolchain.elf import Elf
+from guestctl.toolchain.pair import identify
 from guestctl.view import Bind, Call, Mount, Outcome, Tree, View
 from tests.viewtools import GuestShare
 
@@ -148,6 +152,37 @@ def test_several_compilers_of_a_target_lie_side_by_side(
 
 
 # A sysroot of its own: what differs from the image is named.
+
+
+def test_what_a_compiler_is_is_known_to_the_next_lease(
+    root: Path, used: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not of a tree that the guest can write, nor of another file at the same path."""
+    linker = f"usr/bin/{TRIPLET}-ld.bfd"
+    folder = tmp_path / "tree"
+    (folder / "usr/bin").mkdir(parents=True)
+    shutil.copy(root / linker, folder / linker)
+    hashed: list[bytes] = []
+
+    def counted(files: GuestFiles, path: bytes) -> str:
+        hashed.append(path)
+        return identify(files, path)
+
+    monkeypatch.setattr(compilers, "identify", counted)
+
+    def found(*, fixed: bool) -> Pairing | str:
+        lease = Compilers({"root": Tree(folder, None, fixed=fixed)}, [used], tmp_path / "cache")
+        return lease.find(Place((ROOT,), ()), f"/{linker}".encode(), PATH)
+
+    first = found(fixed=True)
+    assert isinstance(first, Pairing)
+    assert found(fixed=True) == first
+    assert len(hashed) == 1
+    assert found(fixed=False) == found(fixed=False) == first
+    assert len(hashed) == 3
+    shutil.copy(root / f"usr/bin/{TRIPLET}-as", folder / linker)
+    assert isinstance(found(fixed=True), str)
+    assert len(hashed) == 4
 
 
 @pytest.fixture(params=["mapped-file", "mapped-xattr"])

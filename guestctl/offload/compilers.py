@@ -6,9 +6,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from guestctl.errors import GuestctlError
 from guestctl.offload.place import Place, within
+from guestctl.remembered import remembered
 from guestctl.toolchain import GuestFiles, Mismatch, Pairing, Toolchain, pair
 from guestctl.toolchain.pair import identify
 from guestctl.view import Tree
@@ -29,9 +32,12 @@ class _Known:
 class Compilers:
     """Remembers what it has found for as long as nothing that it rests on has changed."""
 
-    def __init__(self, trees: Mapping[str, Tree], toolchains: Sequence[Toolchain]) -> None:
+    def __init__(
+        self, trees: Mapping[str, Tree], toolchains: Sequence[Toolchain], cache_dir: Path
+    ) -> None:
         self._trees = trees
         self._toolchains = toolchains
+        self._cache_dir = cache_dir
         self._known: dict[tuple[Place, bytes, tuple[bytes, ...]], _Known] = {}
         self._identities: dict[_Stamp, str] = {}
         self._lock = threading.Lock()
@@ -45,16 +51,23 @@ class Compilers:
             known = self._known.get(key)
             if known is None or not _holds(known, files):
                 try:
-                    found = pair(files, program, path, self._toolchains, self._identify)
+                    identity = partial(self._identify, place)
+                    found = pair(files, program, path, self._toolchains, identity)
                 except (GuestctlError, OSError) as error:
                     return f"its compiler cannot be examined: {error}"
                 known = self._known[key] = self._remember(found, files, place)
         return known.pairing if isinstance(known.pairing, Pairing) else str(known.pairing)
 
-    def _identify(self, files: GuestFiles, path: bytes) -> str:
+    def _identify(self, place: Place, files: GuestFiles, path: bytes) -> str:
         stamp = files.stamp(path)
         if stamp not in self._identities:
-            self._identities[stamp] = identify(files, path)
+            find = partial(identify, files, path)
+            if not self._may_change(place, path):
+                # Or each lease's first call would take as long as to hash 50 MB.
+                find = partial(
+                    remembered, self._cache_dir, f"identity of {path!r}", list(stamp), find
+                )
+            self._identities[stamp] = find()
         return self._identities[stamp]
 
     def _may_change(self, place: Place, path: bytes) -> bool:

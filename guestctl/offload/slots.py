@@ -45,6 +45,7 @@ class Slots:
     def __init__(self, runtime: Path, count: int = 0) -> None:
         self.count = count or len(os.sched_getaffinity(0))
         self._folder = private_directory(runtime / "slots")
+        self._own = self._paths(None)
         self._lock = threading.Lock()
         self._held = 0
         self._crowded = False  # the last slot that we got was one more
@@ -63,17 +64,16 @@ class Slots:
 
     def free(self, host: CompileHost | None = None) -> int:
         """How many are free at the moment, here or of a compile host."""
-        names = self._names(host)
-        handles = [flocked(self._folder / name) for name in names]
+        handles = [flocked(path) for path in self._paths(host)]
         held = [handle for handle in handles if handle is not None]
         for handle in held:
             os.close(handle)
         return len(held)
 
-    def _names(self, host: CompileHost | None) -> list[str]:
+    def _paths(self, host: CompileHost | None) -> list[Path]:
         if host is None:
-            return [str(number) for number in range(self.count)]
-        return [f"{host.name}.{number}" for number in range(host.limit)]
+            return [self._folder / str(number) for number in range(self.count)]
+        return [self._folder / f"{host.name}.{number}" for number in range(host.limit)]
 
     def _take(
         self, begin: float, elsewhere: Sequence[CompileHost]
@@ -105,11 +105,11 @@ class Slots:
             return found
 
     def _free_one(self, elsewhere: Sequence[CompileHost]) -> tuple[int, CompileHost | None] | None:
-        others = [(host, name) for host in elsewhere for name in self._names(host)]
-        here = [(None, name) for name in random.sample(self._names(None), self.count)]
+        others = [(host, path) for host in elsewhere for path in self._paths(host)]
+        here = [(None, path) for path in random.sample(self._own, self.count)]
         there = random.sample(others, min(_TRIES, len(others)))
-        for host, name in (*here, *there):
-            handle = flocked(self._folder / name)
+        for host, path in (*here, *there):
+            handle = flocked(path)
             if handle is not None:
                 self._crowded = False
                 return handle, host

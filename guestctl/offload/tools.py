@@ -89,7 +89,7 @@ class Tools:
         self._cache_dir = cache_dir
         self.distcc_only = distcc_only
         self._toolchains = toolchains
-        self._compilers = Compilers(trees, toolchains)
+        self._compilers = Compilers(trees, toolchains, cache_dir)
         self._views: dict[str, View] = {}
         self._closed = False
         self.machines = Machines(hosts, runtime, self._view)
@@ -110,7 +110,7 @@ class Tools:
     def renew(self) -> None:
         """Forgets what was seen of trees that do not change. No call may be under way."""
         self._end_views()
-        self._compilers = Compilers(self._trees, self._toolchains)
+        self._compilers = Compilers(self._trees, self._toolchains, self._cache_dir)
 
     def plan(
         self, request: Request, caller: Mapping[int, bytes], *, remote: bool = False
