@@ -1,0 +1,1 @@
+"""Tests of the agent, built for this machine with sanitizers: no guest, no privileges."""
