@@ -29,7 +29,10 @@ CROSS = "arm-linux-gnueabi"
 BY_GUEST = {"offload": "auto", "distcc": "distcc", "guest": "off"}
 WAYS = ("cross", "qemu-user", "guest", "distcc", "offload")
 _ROOT = Path(__file__).parent.parent.parent
-_LOCKS = (_ROOT / "examples/demo.lock", _ROOT / "tests/proof/offload.lock")
+_LOCKS = tuple(
+    _ROOT / name
+    for name in ("examples/demo.lock", "tests/proof/offload.lock", "tests/bench/large.lock")
+)
 _MOST = 3000  # seconds that a step may take
 # For an ELF file of 32 bits for ARM, whatever its ABI.
 _BINFMT = (
@@ -82,6 +85,26 @@ PACKAGES = {
         "bzip2",
         ("make -s -j{jobs} libbz2.a bzip2 bzip2recover",),
         (f"make -s -j{{jobs}} {_TOOLS} libbz2.a bzip2 bzip2recover",),
+    ),
+    "mbedtls": Package(
+        "mbedtls",
+        ("make -s -C library -j{jobs} static",),
+        (f"make -s -C library -j{{jobs}} {_TOOLS} static",),
+    ),
+    "libtomcrypt": Package(
+        "libtomcrypt",
+        ("make -s -j{jobs} libtomcrypt.a",),
+        (f"make -s -j{{jobs}} {_TOOLS} libtomcrypt.a",),
+    ),
+    "libtommath": Package(
+        "libtommath",
+        ("make -s -j{jobs} libtommath.a",),
+        (f"make -s -j{{jobs}} {_TOOLS} libtommath.a",),
+    ),
+    "bearssl": Package(
+        "bearssl",
+        ("make -s -j{jobs} lib",),
+        (f"make -s -j{{jobs}} {_TOOLS} lib",),
     ),
 }
 
