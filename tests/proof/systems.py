@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -108,7 +109,12 @@ def again(
             )  # fmt: skip
 
     def offline(*words: object) -> None:
-        subprocess.run([*alone, *guestctl(*words)], check=True, env=env, cwd=ROOT)
+        # The default is named by the uid, and may be that of another who was this stranger once.
+        with tempfile.TemporaryDirectory(prefix="guestctl-") as runtime:
+            subprocess.run(
+                [*alone, *guestctl(*words)], check=True, env={**env, "XDG_RUNTIME_DIR": runtime},
+                cwd=ROOT,
+            )  # fmt: skip
 
     def nothing() -> None:
         for folder in (data, cache):
