@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from guestctl.builder.components import load_project
@@ -30,11 +31,19 @@ def test_patches_are_there_and_nothing_needs_itself() -> None:
             assert (SYSTEMS / patch.file).is_file()
 
 
-def test_no_command_calls_a_compiler_of_glibc() -> None:
+def test_only_what_needs_glibc_calls_its_compiler() -> None:
     """A program that `cc` has linked asks for glibc's loader: the wrappers have other names."""
     project = load_project(SYSTEMS, "armv5l")
     for name, component in project.components.items():
         for _step, commands in component.steps:
-            words = " ".join(commands).replace("=", " ").split()
+            words = re.sub(r"[=\"']", " ", " ".join(commands)).split()
             assert not {"cc", "c++", "g++"} & set(words) or name == "compiler", name
-            assert "gcc" not in words or name in ("compiler", "musl"), name
+            of_glibc = "glibc" in (name, *component.needs)
+            assert "gcc" not in words or of_glibc or name in ("compiler", "musl"), name
+
+
+def test_the_system_of_both_libraries_has_nothing_of_the_builds_alone() -> None:
+    project = load_project(SYSTEMS, "armv5l")
+    members = set(project.systems["transition"])
+    assert {"musl", "lua", "glibc", "lua-glibc", "which-libc"} <= members
+    assert not {"compiler", "bison"} & members
