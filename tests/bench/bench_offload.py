@@ -85,7 +85,12 @@ LIMITS = (
     Limit("hello: offload against cross", ratio("hello", "offload", "cross"), most=6),
     Limit("hello-sh: offload against cross", ratio("hello-sh", "offload", "cross"), most=6),
     Limit("hello: qemu-user against offload", ratio("hello", "qemu-user", "offload"), least=2.5),
-    Limit("lua, make: distcc against offload", make_ratio("lua", "distcc", "offload"), least=4),
+    *(
+        Limit(
+            f"{name}, make: distcc against offload", make_ratio(name, "distcc", "offload"), least=4
+        )
+        for name in ("lua", "tinyxml2", "mbedtls")
+    ),
     Limit("lua, make: guest alone against distcc", make_ratio("lua", "guest", "distcc"), least=5),
     *(
         Limit(
