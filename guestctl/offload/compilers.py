@@ -12,7 +12,7 @@ from pathlib import Path
 from guestctl.errors import GuestctlError
 from guestctl.offload.place import Place, within
 from guestctl.remembered import remembered
-from guestctl.toolchain import GuestFiles, Mismatch, Pairing, Toolchain, pair
+from guestctl.toolchain import GuestFiles, Mismatch, Pairing, Toolchain, identity, pair
 from guestctl.toolchain.pair import identify
 from guestctl.view import Tree
 
@@ -51,8 +51,8 @@ class Compilers:
             known = self._known.get(key)
             if known is None or not _holds(known, files):
                 try:
-                    identity = partial(self._identify, place)
-                    found = pair(files, program, path, self._toolchains, identity)
+                    known_by = partial(self._identify, place)
+                    found = pair(files, program, path, self._toolchains, known_by)
                 except (GuestctlError, OSError) as error:
                     return f"its compiler cannot be examined: {error}"
                 known = self._known[key] = self._remember(found, files, place)
@@ -64,9 +64,8 @@ class Compilers:
             find = partial(identify, files, path)
             if not self._may_change(place, path):
                 # Or each lease's first call would take as long as to hash 50 MB.
-                find = partial(
-                    remembered, self._cache_dir, f"identity of {path!r}", list(stamp), find
-                )
+                depends = [identity.VERSION, *stamp]
+                find = partial(remembered, self._cache_dir, f"identity of {path!r}", depends, find)
             self._identities[stamp] = find()
         return self._identities[stamp]
 
