@@ -154,25 +154,40 @@ def test_several_compilers_of_a_target_lie_side_by_side(
 # A sysroot of its own: what differs from the image is named.
 
 
-def test_what_a_compiler_is_is_known_to_the_next_lease(
-    root: Path, used: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """But not of a tree that the guest can write, nor of another file at the same path."""
-    linker = f"usr/bin/{TRIPLET}-ld.bfd"
+@pytest.fixture
+def small(root: Path, tmp_path: Path) -> Path:
+    """A tree of a linker and a program that is no compiler's."""
     folder = tmp_path / "tree"
     (folder / "usr/bin").mkdir(parents=True)
-    shutil.copy(root / linker, folder / linker)
-    hashed: list[bytes] = []
+    for name in (f"{TRIPLET}-ld.bfd", "file"):
+        shutil.copy(root / "usr/bin" / name, folder / "usr/bin" / name)
+    return folder
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The programs whose bytes were read."""
+    paths: list[bytes] = []
 
     def counted(files: GuestFiles, path: bytes) -> str:
-        hashed.append(path)
+        paths.append(path)
         return identify(files, path)
 
     monkeypatch.setattr(compilers, "identify", counted)
+    return paths
+
+
+LINKER = f"/usr/bin/{TRIPLET}-ld.bfd"
+
+
+def test_what_a_compiler_is_is_known_to_the_next_lease(
+    root: Path, used: Toolchain, small: Path, hashed: list[bytes], tmp_path: Path
+) -> None:
+    """But not of a tree that the guest can write, nor of another file at the same path."""
 
     def found(*, fixed: bool) -> Pairing | str:
-        lease = Compilers({"root": Tree(folder, None, fixed=fixed)}, [used], tmp_path / "cache")
-        return lease.find(Place((ROOT,), ()), f"/{linker}".encode(), PATH)
+        lease = Compilers({"root": Tree(small, None, fixed=fixed)}, [used], tmp_path / "cache")
+        return lease.find(Place((ROOT,), ()), LINKER.encode(), PATH)
 
     first = found(fixed=True)
     assert isinstance(first, Pairing)
@@ -180,9 +195,28 @@ def test_what_a_compiler_is_is_known_to_the_next_lease(
     assert len(hashed) == 1
     assert found(fixed=False) == found(fixed=False) == first
     assert len(hashed) == 3
-    shutil.copy(root / f"usr/bin/{TRIPLET}-as", folder / linker)
+    shutil.copy(root / f"usr/bin/{TRIPLET}-as", small / LINKER.strip("/"))
     assert isinstance(found(fixed=True), str)
     assert len(hashed) == 4
+
+
+def test_a_guest_does_not_fill_what_is_remembered(
+    used: Toolchain, small: Path, hashed: list[bytes], tmp_path: Path
+) -> None:
+    """Neither by calling other programs, nor by mounting the same ones at many places."""
+    cache = tmp_path / "cache"
+
+    def find(program: str, *mounts: Mount) -> None:
+        lease = Compilers({"root": Tree(small, None, fixed=True)}, [used], cache)
+        lease.find(Place((ROOT, *mounts), ()), program.encode(), PATH)
+
+    find(LINKER)
+    known = (cache / "remembered.json").read_bytes()
+    for number in range(3):
+        find("/usr/bin/file")
+        find(f"/at{number}/{TRIPLET}-ld.bfd", Mount("root", b"usr/bin", f"/at{number}".encode()))
+    assert hashed == [LINKER.encode(), *[b"/usr/bin/file"] * 3]
+    assert (cache / "remembered.json").read_bytes() == known
 
 
 @pytest.fixture(params=["mapped-file", "mapped-xattr"])

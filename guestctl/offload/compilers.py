@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from guestctl.offload.place import Place, within
 from guestctl.remembered import remembered
 from guestctl.toolchain import GuestFiles, Mismatch, Pairing, Toolchain, identity, pair
 from guestctl.toolchain.pair import identify
-from guestctl.view import Tree
+from guestctl.view import Mount, Tree
 
 __all__ = ["Compilers"]
 
@@ -38,6 +39,9 @@ class Compilers:
         self._trees = trees
         self._toolchains = toolchains
         self._cache_dir = cache_dir
+        self._programs = frozenset(
+            program.identity for toolchain in toolchains for program in toolchain.programs
+        )
         self._known: dict[tuple[Place, bytes, tuple[bytes, ...]], _Known] = {}
         self._identities: dict[_Stamp, str] = {}
         self._lock = threading.Lock()
@@ -51,8 +55,8 @@ class Compilers:
             known = self._known.get(key)
             if known is None or not _holds(known, files):
                 try:
-                    known_by = partial(self._identify, place)
-                    found = pair(files, program, path, self._toolchains, known_by)
+                    identified = partial(self._identify, place)
+                    found = pair(files, program, path, self._toolchains, identified)
                 except (GuestctlError, OSError) as error:
                     return f"its compiler cannot be examined: {error}"
                 known = self._known[key] = self._remember(found, files, place)
@@ -62,23 +66,43 @@ class Compilers:
         stamp = files.stamp(path)
         if stamp not in self._identities:
             find = partial(identify, files, path)
-            if not self._may_change(place, path):
-                # Or each lease's first call would take as long as to hash 50 MB.
-                depends = [identity.VERSION, *stamp]
-                find = partial(remembered, self._cache_dir, f"identity of {path!r}", depends, find)
-            self._identities[stamp] = find()
+            mount = _mount_of(place, path)
+            self._identities[stamp] = (
+                find() if self._may_change(mount) else self._kept(mount, path, stamp, find)
+            )
         return self._identities[stamp]
 
-    def _may_change(self, place: Place, path: bytes) -> bool:
-        """Whether the tree that holds a path is one that the guest can write."""
-        at = max((m for m in place.mounts if within(path, m.at)), key=lambda m: len(m.at))
-        return at.tree is not None and not self._trees[at.tree].fixed
+    def _kept(self, mount: Mount, path: bytes, stamp: _Stamp, find: Callable[[], str]) -> str:
+        """What an earlier lease found out, or each one's first call would hash 50 MB.
+
+        A guest chooses what it runs and where it mounts a tree. So that it cannot make the cache
+        grow, only toolchains' programs are kept, by their places in the tree.
+        """
+        inside = posixpath.join(b"/", mount.subpath, path[len(mount.at) :].lstrip(b"/"))
+        return str(
+            remembered(
+                self._cache_dir,
+                f"identity of {inside!r} of {mount.tree}",
+                [identity.VERSION, *stamp],
+                find,
+                keep=self._programs.__contains__,
+            )
+        )
+
+    def _may_change(self, mount: Mount) -> bool:
+        """Whether what is mounted is a tree that the guest can write."""
+        return mount.tree is not None and not self._trees[mount.tree].fixed
 
     def _remember(self, found: Pairing | Mismatch, files: GuestFiles, place: Place) -> _Known:
         if isinstance(found, Mismatch):
             return _Known(found, (), time.monotonic() + _REMEMBER_MISMATCH)
-        seen = [path for path in found.seen if self._may_change(place, path)]
+        seen = [path for path in found.seen if self._may_change(_mount_of(place, path))]
         return _Known(found, tuple((path, files.stamp(path)) for path in seen), float("inf"))
+
+
+def _mount_of(place: Place, path: bytes) -> Mount:
+    """The mount that has a path, which is absolute and without links."""
+    return max((m for m in place.mounts if within(path, m.at)), key=lambda m: len(m.at))
 
 
 def _holds(known: _Known, files: GuestFiles) -> bool:

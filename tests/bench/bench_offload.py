@@ -39,7 +39,7 @@ from tests.bench.compiling import (
 )
 
 USUAL = ("lua", "hello", "hello-sh", "tinyxml2")
-# Four guests at once: packages of one to six seconds each, and of half a minute.
+# Four guests at once: small packages, and larger ones of many small files.
 TOGETHER = {
     "together": ("lua", "zlib", "tinyxml2", "bzip2"),
     "larger": ("mbedtls", "libtomcrypt", "libtommath", "bearssl"),
